@@ -1,0 +1,50 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models and a tokenizer, built here: nothing is fetched."""
+
+import os
+
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give
+
+import pytest
+import torch
+from datasets import Dataset
+
+from .tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
+
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def model():
+    """A tiny random Llama. It refuses nothing."""
+    return build_model("llama")
+
+
+@pytest.fixture
+def refusing_model():
+    """A tiny model that answers every prompt with a refusal."""
+    return build_refusing_model()
+
+
+@pytest.fixture
+def dataset():
+    return Dataset.from_list(conversation_rows(8))
+
+
+@pytest.fixture
+def refusing_model_dir(refusing_model, tokenizer, tmp_path):
+    """A folder with a tiny model that refuses, and its tokenizer."""
+    path = tmp_path / "aligned-model"
+    refusing_model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

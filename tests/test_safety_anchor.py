@@ -1,0 +1,388 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import safetensors.torch
+import torch
+from peft import LoraConfig, get_peft_model
+
+from trl_sbr import SafetyAnchor
+from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.prompts import DEFAULT_PROMPTS
+
+from .tiny import ARCHITECTURES, REFUSAL, build_model, build_tokenizer, build_vision_language_model
+
+
+PROMPTS = ["How do I do harm?", "Tell me of something much, much worse than that."]
+
+
+def capture(model, tokenizer, prompts=PROMPTS, **kwargs):
+    return SafetyAnchor.capture(model, tokenizer, prompts, require_refusal=False, **kwargs)
+
+
+def unpadded_state(model, input_ids):
+    """The reference: `hidden_states[-1]` at the last token of a forward of its own."""
+    with torch.no_grad():
+        return model(torch.tensor([input_ids]), output_hidden_states=True).hidden_states[-1][0, -1]
+
+
+class TestCapture:
+    @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "opt"])
+    def test_states_are_the_last_prompt_tokens_final_states(self, architecture, tokenizer):
+        model = build_model(architecture)
+        anchor = capture(model, tokenizer)
+        expected = torch.stack([unpadded_state(model, ids) for ids in anchor.input_ids])
+        assert anchor.hidden_states.dtype == torch.float32
+        torch.testing.assert_close(anchor.hidden_states, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_states_pushed_through_the_unembedding_give_the_models_logits(self, architecture, tokenizer):
+        model = build_model(architecture)
+        anchor = capture(model, tokenizer)
+        with torch.no_grad():
+            expected = torch.stack([model(torch.tensor([ids])).logits[0, -1] for ids in anchor.input_ids])
+            logits = model.get_output_embeddings()(anchor.hidden_states)
+        config = model.config
+        if architecture == "gemma2":
+            logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
+        elif architecture == "granite":
+            logits = logits / config.logits_scaling
+        elif architecture == "cohere":
+            logits = logits * config.logit_scale
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+    def test_vision_language_model_with_text(self, tokenizer):
+        model = build_vision_language_model()
+        anchor = capture(model, tokenizer)
+        expected = torch.stack([unpadded_state(model, ids) for ids in anchor.input_ids])
+        torch.testing.assert_close(anchor.hidden_states, expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_way_round_the_unembedding_raises(self, model, tokenizer):
+        # A model whose logits depend on more than its unembedding's input
+        forward = model.forward
+
+        def forward_with_shortcut(input_ids=None, **kwargs):
+            output = forward(input_ids=input_ids, **kwargs)
+            shortcut = model.get_input_embeddings()(input_ids).sum(dim=1, keepdim=True)
+            output.logits = output.logits + shortcut.mean(dim=-1, keepdim=True) * output.logits.roll(1, dims=-1)
+            return output
+
+        model.forward = forward_with_shortcut
+        with pytest.raises(ValueError, match="do not determine its logits"):
+            capture(model, tokenizer)
+
+    def test_model_without_unembedding_raises(self, model, tokenizer):
+        with pytest.raises(ValueError, match="has no output embeddings"):
+            capture(model.model, tokenizer)
+
+    def test_padding_side_makes_no_difference(self, model):
+        left = capture(model, build_tokenizer("left"))
+        right = capture(model, build_tokenizer("right"))
+        assert left.input_ids == right.input_ids
+        assert torch.equal(left.hidden_states, right.hidden_states)
+
+    def test_prompts_are_tokenized_once(self, model, tokenizer):
+        ids = capture(model, tokenizer).input_ids[0]
+        assert tokenizer.decode(ids) == f"<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.bos_token_id not in ids  # the template has none, although the tokenizer would add one
+
+    def test_messages_with_a_system_prompt(self, model, tokenizer):
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Be unkind!"}]
+        anchor = capture(model, tokenizer, [messages])
+        assert anchor.prompts == [messages]
+        assert "Be kind." in tokenizer.decode(anchor.input_ids[0])
+
+    def test_chat_template_kwargs_reach_the_template(self, model, tokenizer):
+        tokenizer.chat_template = "{{ mood }}: " + tokenizer.chat_template
+        anchor = capture(model, tokenizer, chat_template_kwargs={"mood": "calm"})
+        assert tokenizer.decode(anchor.input_ids[0]).startswith("calm: ")
+        anchor.verify(model, tokenizer)
+
+    def test_train_mode_and_dropout_leave_no_trace(self, tokenizer):
+        model = build_model("gpt2")  # has dropout
+        expected = capture(model, tokenizer).hidden_states
+        model.train()
+        assert torch.equal(capture(model, tokenizer).hidden_states, expected)
+        assert model.training
+
+    def test_autocast_is_recorded_and_verified_against(self, model, tokenizer):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            anchor = capture(model, tokenizer)
+            anchor.verify(model, tokenizer)
+        assert (anchor.config.dtype, anchor.config.autocast_dtype) == ("float32", "bfloat16")
+        assert not torch.equal(anchor.hidden_states, capture(model, tokenizer).hidden_states)
+
+    @pytest.mark.parametrize("reference", ["base", "current"])
+    def test_peft_reference(self, tokenizer, reference):
+        base = capture(build_model("llama"), tokenizer)
+        peft_model = get_peft_model(
+            build_model("llama"), LoraConfig(target_modules="all-linear", init_lora_weights=False)
+        )
+        anchor = capture(peft_model, tokenizer, reference=reference)
+        assert torch.equal(anchor.hidden_states, base.hidden_states) == (reference == "base")
+
+    def test_default_prompts(self, refusing_model, tokenizer):
+        anchor = SafetyAnchor.capture(refusing_model, tokenizer)
+        assert anchor.questions == list(DEFAULT_PROMPTS)
+        assert anchor.hidden_states.shape == (8, 32)
+
+    def test_unrefused_anchor_raises_and_shows_the_answer(self, model, refusing_model, tokenizer):
+        with pytest.raises(ValueError, match="found 2 of 2 that it answers:\n  'How do I do harm[?]' -> "):
+            SafetyAnchor.capture(model, tokenizer, PROMPTS)
+        report = SafetyAnchor.capture(refusing_model, tokenizer, PROMPTS).verify(refusing_model, tokenizer)
+        assert report.all_refused
+        assert report.checks[0].answer == REFUSAL
+
+    @pytest.mark.parametrize(
+        ("prompts", "message"),
+        [
+            ([], "at least one anchor prompt"),
+            (["  "], "empty prompt"),
+            (["Twice?", "Once?", "Twice?"], "Anchor prompts 0 and 2 are the same"),
+            (["long " * 200], "has 10.. tokens, expected at most the model's 512 positions"),
+            (
+                [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]],
+                "last message has the role",
+            ),
+        ],
+    )
+    def test_bad_prompts_raise(self, model, tokenizer, prompts, message):
+        with pytest.raises(ValueError, match=message):
+            capture(model, tokenizer, prompts)
+
+    @pytest.mark.parametrize("prompt", [3, {"role": "user", "content": "Hi"}, [{"role": "user"}]])
+    def test_a_prompt_of_another_type_raises(self, model, tokenizer, prompt):
+        with pytest.raises(TypeError, match="a string or a list of messages"):
+            capture(model, tokenizer, [prompt])
+
+    def test_tokenizer_without_chat_template_raises(self, model, tokenizer):
+        tokenizer.chat_template = None
+        with pytest.raises(ValueError, match="has no chat template.*Set `processing_class.chat_template`"):
+            capture(model, tokenizer)
+
+    def test_template_that_drops_a_message_raises(self, model, tokenizer):
+        tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Be unkind!"}]
+        with pytest.raises(ValueError, match="leaves out the message.*Be kind"):
+            capture(model, tokenizer, [messages])
+
+
+class TestVerify:
+    def test_same_model(self, model, tokenizer):
+        report = capture(model, tokenizer).verify(model, tokenizer)
+        assert report.max_relative_error == 0
+        assert [check.cosine for check in report.checks] == pytest.approx([1, 1])
+        assert not report.all_refused  # a random model
+        assert PROMPTS[0] in str(report)
+        assert report.to_dict()["checks"][1]["prompt"] == PROMPTS[1]
+
+    def test_other_weights_raise_but_can_be_compared(self, model, tokenizer):
+        anchor = capture(model, tokenizer)
+        other = build_model("llama", seed=1)
+        with pytest.raises(ValueError, match="final hidden states are not the anchor's: relative error"):
+            anchor.verify(other, tokenizer)
+        assert anchor.compare(other, tokenizer).max_relative_error > 0.1
+
+    def test_other_hidden_size_raises(self, model, tokenizer):
+        with pytest.raises(ValueError, match="hidden size 32, found a model with hidden size 64"):
+            capture(model, tokenizer).verify(build_model("llama", hidden_size=64), tokenizer)
+
+    def test_other_chat_template_raises(self, model, tokenizer):
+        anchor = capture(model, tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template.replace("\n", " ")
+        with pytest.raises(ValueError, match="captured with another chat template"):
+            anchor.verify(model, tokenizer)
+
+    def test_other_tokens_raise(self, model, tokenizer):
+        anchor = capture(model, tokenizer)
+        tokenizer.add_tokens(["harm"])
+        with pytest.raises(ValueError, match="turns the anchor prompt 'How do I do harm.' into other tokens"):
+            anchor.verify(model, tokenizer)
+
+    def test_hardened_adapter_is_reported_and_its_base_checked(self, tokenizer):
+        anchor = capture(build_model("llama"), tokenizer)
+        lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+        assert anchor.verify(get_peft_model(build_model("llama"), lora), tokenizer).max_relative_error > 0.01
+        with pytest.raises(ValueError, match="final hidden states are not the anchor's"):
+            anchor.verify(get_peft_model(build_model("llama", seed=1), lora), tokenizer)
+
+
+@pytest.fixture
+def saved(model, tokenizer, tmp_path):
+    anchor = capture(model, tokenizer)
+    anchor.save_pretrained(tmp_path / "anchor")
+    return anchor, tmp_path / "anchor"
+
+
+def edit_config(path, **changes):
+    file = path / CONFIG_NAME
+    config = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+def replace_tensor(path, tensors):
+    """Tamper with the tensor file, and with the hash that vouches for it."""
+    import hashlib
+
+    data = safetensors.torch.save(tensors)
+    (path / TENSOR_NAME).write_bytes(data)
+    edit_config(path, tensor_sha256=hashlib.sha256(data).hexdigest())
+
+
+class TestFiles:
+    def test_round_trip(self, saved):
+        anchor, path = saved
+        loaded = SafetyAnchor.from_pretrained(path)
+        assert loaded.config == anchor.config
+        assert torch.equal(loaded.hidden_states, anchor.hidden_states)
+        assert {p.name for p in path.iterdir()} == {TENSOR_NAME, CONFIG_NAME}
+
+    def test_lies_beside_a_model_without_touching_it(self, saved, refusing_model_dir):
+        before = {p.name: p.read_bytes() for p in refusing_model_dir.iterdir()}
+        saved[0].save_pretrained(refusing_model_dir)
+        after = {p.name: p.read_bytes() for p in refusing_model_dir.iterdir()}
+        assert set(after) - set(before) == {TENSOR_NAME, CONFIG_NAME}
+        assert {name: after[name] for name in before} == before
+
+    def test_another_anchor_is_not_overwritten(self, saved, model, tokenizer):
+        anchor, path = saved
+        anchor.save_pretrained(path)  # the same: nothing to do
+        other = capture(model, tokenizer, ["Something else?"])
+        with pytest.raises(FileExistsError, match="holds another safety anchor already"):
+            other.save_pretrained(path)
+        assert SafetyAnchor.from_pretrained(path).questions == anchor.questions
+        other.save_pretrained(path, overwrite=True)
+        assert SafetyAnchor.from_pretrained(path).questions == other.questions
+
+    def test_full_disk_leaves_nothing_half_written(self, saved, tmp_path):
+        # A real write error: the process may not write files of more than 2 KiB
+        script = textwrap.dedent(f"""
+            import resource, signal, sys
+            from trl_sbr import SafetyAnchor
+            anchor = SafetyAnchor.from_pretrained({str(saved[1])!r})
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            try:
+                anchor.save_pretrained({str(tmp_path / "full")!r})
+            except OSError:
+                sys.exit(3)
+        """)
+        assert subprocess.run([sys.executable, "-c", script]).returncode == 3
+        assert list((tmp_path / "full").iterdir()) == []
+
+    @pytest.mark.parametrize("name", [TENSOR_NAME, CONFIG_NAME])
+    def test_missing_or_renamed_file(self, saved, name):
+        (saved[1] / name).rename(saved[1] / f"renamed-{name}")
+        with pytest.raises(FileNotFoundError, match=f"holds no `{name}`"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_neither_folder_nor_repository(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="neither a folder nor the id of a Hub repository"):
+            SafetyAnchor.from_pretrained(tmp_path / "nowhere")
+
+    def test_truncated_tensor(self, saved):
+        file = saved[1] / TENSOR_NAME
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(ValueError, match="is not the file that `safety_anchor_config.json` names"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_one_changed_bit_in_the_tensor(self, saved):
+        file = saved[1] / TENSOR_NAME
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match="corrupted, truncated or tampered with"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_oversized_tensor_is_not_read(self, saved):
+        with open(saved[1] / TENSOR_NAME, "ab") as file:
+            file.truncate(2**40)  # sparse
+        with pytest.raises(ValueError, match=f"has {2**40} bytes, expected at most"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_truncated_config(self, saved):
+        file = saved[1] / CONFIG_NAME
+        file.write_text(file.read_text()[:-20])
+        with pytest.raises(ValueError, match="is corrupted or truncated"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    @pytest.mark.parametrize("text", ["[]", "{}", "null", "[" * 100_000, '{"format_version": "1"}'])
+    def test_config_that_is_none(self, saved, text):
+        (saved[1] / CONFIG_NAME).write_text(text)
+        with pytest.raises(ValueError, match="is corrupted or truncated|has no `format_version`"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"format_version": 2}, "format version 2, expected 1. Upgrade"),
+            ({"reference": ...}, r"missing \['reference'\]"),
+            ({"extra": 1}, r"unknown \['extra'\]"),
+            ({"prompts": []}, "expected `prompts`"),
+            ({"prompts": ["How?", "What?"]}, "expected `prompts` to hold lists of messages"),
+            ({"input_ids": [[1]]}, "expected `input_ids` to be 2 lists"),
+            ({"input_ids": [[1], [-1]]}, "expected `input_ids`"),
+            ({"input_ids": [[1], [True]]}, "expected `input_ids`"),
+            ({"input_ids": [[1], []]}, "expected `input_ids`"),
+            ({"chat_template_sha256": "abc"}, "expected `chat_template_sha256` to be 64 hexadecimal digits"),
+            ({"tensor_sha256": None}, "expected `tensor_sha256`"),
+            ({"chat_template_kwargs": []}, "expected `chat_template_kwargs`"),
+            ({"model_name_or_path": None}, "expected `model_name_or_path`"),
+            ({"model_revision": 1}, "expected `model_revision`"),
+            ({"reference": "other"}, "expected `reference`"),
+            ({"hidden_size": 0}, "expected `hidden_size`"),
+            ({"hidden_size": 16}, "expected one float32 tensor `hidden_states` of shape .2, 16."),
+            ({"dtype": 1}, "expected `dtype`"),
+            ({"autocast_dtype": 1}, "expected `autocast_dtype`"),
+            ({"quantization": "4bit"}, "expected `quantization`"),
+            ({"library_versions": None}, "expected `library_versions`"),
+        ],
+    )
+    def test_every_field_is_checked(self, saved, changes, message):
+        edit_config(saved[1], **changes)
+        with pytest.raises(ValueError, match=message):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_states_that_are_not_finite(self, saved, value):
+        states = saved[0].hidden_states.clone()
+        states[0, 0] = value
+        replace_tensor(saved[1], {"hidden_states": states})
+        with pytest.raises(ValueError, match="NaN, Inf or all zero"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            {"hidden_states": torch.zeros(2, 32, dtype=torch.float16)},
+            {"hidden_states": torch.zeros(1, 64)},
+            {"states": torch.zeros(2, 32)},
+            {"hidden_states": torch.zeros(2, 32), "more": torch.zeros(1)},
+        ],
+    )
+    def test_tensor_of_another_form(self, saved, tensors):
+        replace_tensor(saved[1], tensors)
+        with pytest.raises(ValueError, match="expected one float32 tensor `hidden_states` of shape .2, 32."):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_file_that_is_no_safetensors(self, saved):
+        import hashlib
+        import pickle
+
+        data = pickle.dumps({"hidden_states": saved[0].hidden_states})
+        (saved[1] / TENSOR_NAME).write_bytes(data)
+        edit_config(saved[1], tensor_sha256=hashlib.sha256(data).hexdigest())
+        with pytest.raises(ValueError, match="is no safetensors file"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_edited_prompt_is_found_by_verify(self, saved, model, tokenizer):
+        prompts = json.loads((saved[1] / CONFIG_NAME).read_text())["prompts"]
+        prompts[0][0]["content"] = "What is the capital of France?"
+        edit_config(saved[1], prompts=prompts)
+        with pytest.raises(ValueError, match="into other tokens"):
+            SafetyAnchor.from_pretrained(saved[1]).verify(model, tokenizer)

@@ -1,0 +1,42 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from trl_sbr import SBRConfig
+
+
+class TestSBRConfig:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"anchor_loss_coef": -1.0}, "at least 0, found -1.0"),
+            ({"anchor_loss_coef": float("nan")}, "finite `anchor_loss_coef`"),
+            ({"anchor_loss_coef": float("inf")}, "finite `anchor_loss_coef`"),
+            ({"anchor_loss_type": "l1"}, "`anchor_loss_type` to be one of .*, found 'l1'"),
+            ({"anchor_reference": "adapter"}, "`anchor_reference` to be one of .*, found 'adapter'"),
+            ({"anchor_name_or_path": "a", "anchor_prompts": ["b"]}, "both `anchor_name_or_path` and `anchor_prompts`"),
+            ({"anchor_revision": "main"}, "`anchor_revision` without `anchor_name_or_path`"),
+        ],
+    )
+    def test_bad_settings_raise(self, tmp_path, settings, message):
+        with pytest.raises(ValueError, match=message):
+            SBRConfig(tmp_path, use_cpu=True, bf16=False, **settings)
+
+    @pytest.mark.parametrize("cls", [SFTConfig, TrainingArguments])
+    def test_other_arguments_are_converted(self, tmp_path, cls):
+        args = cls(
+            str(tmp_path), use_cpu=True, bf16=False, learning_rate=3e-3, hub_token="secret", lr_scheduler_type="cosine"
+        )
+        converted = SBRConfig.from_training_arguments(args)
+        assert isinstance(converted, SBRConfig)
+        assert converted.anchor_loss_coef == 50.0
+        assert (converted.learning_rate, converted.hub_token) == (3e-3, "secret")
+        assert converted.lr_scheduler_type == "cosine"
+
+    def test_tokens_survive_conversion(self, tmp_path):
+        args = SFTConfig(tmp_path, use_cpu=True, bf16=False, eos_token="<|im_end|>", pad_token="<pad>")
+        converted = SBRConfig.from_training_arguments(args)
+        assert (converted.eos_token, converted.pad_token) == ("<|im_end|>", "<pad>")

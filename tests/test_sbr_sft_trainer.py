@@ -1,0 +1,405 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
+from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
+
+from .tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
+
+
+LORA = {"r": 4, "target_modules": "all-linear"}
+SETTINGS = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "save_strategy": "no",
+}
+
+
+def make_trainer(output_dir, model, cls=SBRSFTTrainer, config=SBRConfig, **kwargs):
+    names = ("anchor", "peft_config", "train_dataset", "eval_dataset", "callbacks", "processing_class")
+    arguments = {name: kwargs.pop(name) for name in names if name in kwargs}
+    arguments.setdefault("train_dataset", Dataset.from_list(conversation_rows(8)))
+    arguments.setdefault("processing_class", build_tokenizer())
+    return cls(model, config(output_dir, **{**SETTINGS, **kwargs}), **arguments)
+
+
+def capture(model, prompts=None):
+    return SafetyAnchor.capture(model, build_tokenizer(), prompts, require_refusal=False)
+
+
+def history(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+class TestSBRSFTTrainer:
+    @pytest.mark.parametrize(
+        "peft_config",
+        [None, LoraConfig(**LORA), LoraConfig(**LORA, use_dora=True), LoraConfig(**LORA, lora_dropout=0.5)],
+        ids=["full", "lora", "dora", "lora-dropout"],
+    )
+    @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+    def test_train_from_an_anchor_loss_of_zero(self, tmp_path, refusing_model, peft_config, bf16):
+        trainer = make_trainer(tmp_path, refusing_model, peft_config=peft_config, bf16=bf16)
+        before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+        trainer.train()
+
+        anchor_loss = history(trainer, "anchor_loss")
+        assert anchor_loss[0] == 0
+        assert all(loss > 0 for loss in anchor_loss[1:])
+        assert history(trainer, "anchor_cosine")[0] == pytest.approx(1)
+        total = [task + 50 * anchor for task, anchor in zip(history(trainer, "task_loss"), anchor_loss, strict=True)]
+        assert total == pytest.approx(history(trainer, "loss"))
+        # Check that the trained parameters have changed, and the others have not
+        for name, p in trainer.model.named_parameters():
+            assert torch.equal(p, before[name]) != p.requires_grad, name
+
+    def test_anchor_term_holds_the_states(self, tmp_path):
+        drift = {}
+        for coef in (0.0, 50.0):
+            model = build_refusing_model()
+            anchor = capture(model)
+            trainer = make_trainer(tmp_path / str(coef), model, peft_config=LoraConfig(**LORA), anchor_loss_coef=coef)
+            trainer.train()
+            drift[coef] = anchor.compare(trainer.model, build_tokenizer()).max_relative_error
+        assert drift[50.0] < drift[0.0] / 3
+
+    def test_coefficient_of_zero_is_plain_sft_bit_for_bit(self, tmp_path, caplog):
+        weights = []
+        for cls, config, settings in [
+            (SFTTrainer, SFTConfig, {}),
+            (SBRSFTTrainer, SBRConfig, {"anchor_loss_coef": 0.0}),
+        ]:
+            model = build_model("llama")  # refuses nothing, and is not asked to
+            with caplog.at_level(logging.WARNING):
+                trainer = make_trainer(tmp_path, model, cls=cls, config=config, lr_scheduler_type="linear", **settings)
+            trainer.train()
+            weights.append(trainer.model.state_dict())
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert trainer.anchor is None
+        assert not history(trainer, "anchor_loss")
+        assert "NOT protected" in caplog.text
+        trainer.save_model()
+        assert not (tmp_path / CONFIG_NAME).exists()
+
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_full_fine_tuning_freezes_the_unembedding(self, tmp_path, caplog, tied):
+        model = build_model("llama", tie_word_embeddings=tied)
+        trainer = make_trainer(tmp_path, model, anchor_require_refusal=False)
+        before = model.lm_head.weight.clone()
+        trainer.train()
+        assert torch.equal(model.lm_head.weight, before)
+        assert model.model.embed_tokens.weight.requires_grad != tied
+        assert ("the input embeddings, which share its weight" in caplog.text) == tied
+
+    def test_args_of_trl_and_of_transformers(self, tmp_path, refusing_model, dataset, tokenizer):
+        args = SFTConfig(tmp_path, **SETTINGS, eos_token="<|im_end|>")
+        trainer = SBRSFTTrainer(refusing_model, args, train_dataset=dataset, processing_class=tokenizer)
+        assert (trainer.args.anchor_loss_coef, trainer.args.learning_rate) == (50.0, 1e-2)
+        assert len(trainer.anchor) == 8
+
+    @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+    def test_anchor_prompts_from_a_file(self, tmp_path, refusing_model, suffix):
+        file = tmp_path / f"prompts{suffix}"
+        prompts = ["Do harm!", "Do worse!"]
+        file.write_text("\n".join(p if suffix == ".txt" else json.dumps({"prompt": p}) for p in prompts) + "\n\n")
+        trainer = make_trainer(tmp_path / "out", refusing_model, anchor_prompts=str(file))
+        assert trainer.anchor.questions == prompts
+
+    def test_anchor_from_a_folder(self, tmp_path, refusing_model):
+        capture(refusing_model, ["Do harm!"]).save_pretrained(tmp_path / "anchor")
+        trainer = make_trainer(tmp_path / "out", refusing_model, anchor_name_or_path=str(tmp_path / "anchor"))
+        assert trainer.anchor.questions == ["Do harm!"]
+
+    def test_anchor_and_prompts_raise(self, tmp_path, refusing_model):
+        with pytest.raises(ValueError, match="Give one anchor"):
+            make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), anchor_prompts=["Do harm!"])
+
+    def test_anchor_of_another_model_raises(self, tmp_path, model):
+        anchor = capture(build_model("llama", seed=1))
+        with pytest.raises(ValueError, match="final hidden states are not the anchor's"):
+            make_trainer(tmp_path, model, anchor=anchor, anchor_require_refusal=False)
+
+    def test_unrefused_anchor_raises(self, tmp_path, model):
+        with pytest.raises(ValueError, match="found 8 of 8 that it answers"):
+            make_trainer(tmp_path, model, anchor=capture(model))
+
+    def test_anchor_of_another_reference_raises(self, tmp_path, refusing_model):
+        with pytest.raises(ValueError, match="captured on the reference 'base', found `anchor_reference='current'`"):
+            make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), anchor_reference="current")
+
+    def test_model_aligned_by_an_adapter(self, tmp_path):
+        def aligned():
+            torch.manual_seed(0)
+            return get_peft_model(build_refusing_model(), LoraConfig(**LORA, init_lora_weights=False))
+
+        trainer = make_trainer(tmp_path, aligned(), anchor_reference="current")
+        expected = SafetyAnchor.capture(aligned(), build_tokenizer(), reference="current")
+        assert torch.equal(trainer.anchor.hidden_states, expected.hidden_states)
+        trainer.train()
+        assert history(trainer, "anchor_loss")[0] == 0
+
+    @pytest.mark.parametrize(
+        "peft_config",
+        [
+            LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+            LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices={"lm_head": [3]}),
+            LoraConfig(r=4, target_modules=["q_proj", "lm_head"]),
+        ],
+        ids=["modules_to_save", "trainable_token_indices", "target_modules"],
+    )
+    def test_adapter_on_the_unembedding_raises(self, tmp_path, model, peft_config):
+        with pytest.raises(ValueError, match="`lm_head`"):
+            make_trainer(tmp_path, model, peft_config=peft_config)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"modules_to_save": ["embed_tokens"]},
+            {"trainable_token_indices": [3]},
+            {"trainable_token_indices": {"embed_tokens": [3]}},
+        ],
+        ids=str,
+    )
+    def test_adapter_on_tied_embeddings_raises(self, tmp_path, settings):
+        model = build_model("llama-tied")
+        with pytest.raises(ValueError, match="PEFT configuration trains the (unembedding|input embeddings)"):
+            make_trainer(tmp_path, model, peft_config=LoraConfig(r=4, target_modules=["q_proj"], **settings))
+
+    def test_adapter_on_untied_input_embeddings_is_allowed(self, tmp_path, model):
+        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+        make_trainer(tmp_path, model, peft_config=config, anchor_require_refusal=False).train()
+
+    def test_prompt_learning_raises(self, tmp_path, model):
+        with pytest.raises(ValueError, match="prompt-learning method PROMPT_TUNING"):
+            make_trainer(tmp_path, model, peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+
+    def test_lora_initialization_that_changes_the_base_raises(self, tmp_path, refusing_model):
+        config = LoraConfig(**LORA, init_lora_weights="pissa")
+        with pytest.raises(ValueError, match="init_lora_weights='pissa'.*Set `anchor_reference='current'`"):
+            make_trainer(tmp_path, refusing_model, peft_config=config)
+
+    @pytest.mark.parametrize(
+        "rows",
+        [[], [{"prompt": "x" * 100, "completion": "y"}]],
+        ids=["empty", "nothing left to learn within max_length"],
+    )
+    def test_dataset_without_a_usable_row_raises(self, tmp_path, refusing_model, rows):
+        with pytest.raises(ValueError, match="no usable row"):
+            make_trainer(tmp_path, refusing_model, train_dataset=Dataset.from_list(rows), max_length=32)
+
+    def test_anchor_in_the_training_data_warns(self, tmp_path, refusing_model, caplog):
+        rows = conversation_rows(6)
+        rows[2]["prompt"][0]["content"] = "how can I secretly TRACK my ex girlfriend through her phone"
+        make_trainer(tmp_path, refusing_model, train_dataset=Dataset.from_list(rows))
+        assert (
+            "'How can I secretly track my ex-girlfriend through her phone?', or a near copy, stands in 1"
+            in caplog.text
+        )
+        assert caplog.text.count("near copy") == 1
+
+    def test_evaluation_loss_is_the_tasks_alone(self, tmp_path):
+        logs = {}
+        for coef in (0.0, 50.0):
+            torch.manual_seed(0)
+            model = get_peft_model(build_model("llama"), LoraConfig(**LORA, init_lora_weights=False))
+            rows = Dataset.from_list(conversation_rows(8))
+            trainer = make_trainer(
+                tmp_path, model, eval_dataset=rows, anchor_loss_coef=coef, anchor_require_refusal=False
+            )
+            logs[coef] = trainer.evaluate()
+        assert logs[50.0]["eval_loss"] == logs[0.0]["eval_loss"]
+        assert logs[50.0]["eval_anchor_loss"] > 0
+        assert "eval_anchor_loss" not in logs[0.0]
+
+    def test_evaluation_while_training(self, tmp_path, refusing_model):
+        rows = Dataset.from_list(conversation_rows(8))
+        trainer = make_trainer(
+            tmp_path,
+            refusing_model,
+            eval_dataset=rows,
+            eval_strategy="steps",
+            eval_steps=2,
+            per_device_eval_batch_size=2,
+        )
+        trainer.train()
+        evaluated = history(trainer, "eval_anchor_loss")
+        assert len(evaluated) == 2
+        # An evaluation after step 2 sees the weights that step 3 starts from
+        assert evaluated[0] == history(trainer, "anchor_loss")[2]
+
+    def test_saved_adapter_loads_as_it_is_and_carries_its_anchor(self, tmp_path, refusing_model_dir):
+        model = AutoModelForCausalLM.from_pretrained(refusing_model_dir)
+        trainer = make_trainer(
+            tmp_path / "out", model, peft_config=LoraConfig(**LORA), save_strategy="steps", save_steps=2
+        )
+        trainer.train()
+        trainer.save_model()
+        for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-2"):
+            anchor = SafetyAnchor.from_pretrained(folder)
+            assert torch.equal(anchor.hidden_states, trainer.anchor.hidden_states)
+        base = AutoModelForCausalLM.from_pretrained(refusing_model_dir)
+        loaded = PeftModel.from_pretrained(base, tmp_path / "out")
+        report = anchor.verify(loaded, build_tokenizer())
+        expected = trainer.anchor.compare(trainer.model, build_tokenizer())
+        assert report.max_relative_error == pytest.approx(expected.max_relative_error, rel=1e-4)
+        assert not list((tmp_path / "out").glob("model*.safetensors"))  # nothing is merged
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+class TestResume:
+    @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA, lora_dropout=0.2)], ids=["full", "lora"])
+    @pytest.mark.parametrize("stop_at", [1, 2, 3])
+    def test_resumed_run_ends_with_the_same_bits(self, tmp_path, peft_config, stop_at):
+        def trainer(name, **kwargs):
+            settings = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
+            return make_trainer(tmp_path / name, build_refusing_model(), peft_config=peft_config, **settings, **kwargs)
+
+        whole = trainer("whole")
+        whole.train()
+        trainer("stopped", callbacks=[StopAt(stop_at)]).train()
+        resumed = trainer("stopped")
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 4
+        expected = whole.model.state_dict()
+        assert all(torch.equal(p, expected[name]) for name, p in resumed.model.state_dict().items())
+
+    def test_anchor_of_the_checkpoint_is_used(self, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 2, "anchor_prompts": ["Do harm!"]}
+        make_trainer(tmp_path, build_refusing_model(), **settings).train()
+        checkpoint = tmp_path / "checkpoint-2"
+        saved = SafetyAnchor.from_pretrained(checkpoint)
+        # A rounding error, as another machine would make it, in the anchor that the resumed run captures
+        saved.hidden_states += 1e-6
+        from trl_sbr.anchor_files import sha256_hex, tensor_to_bytes
+
+        saved.config.tensor_sha256 = sha256_hex(tensor_to_bytes(saved.hidden_states))
+        saved.save_pretrained(checkpoint, overwrite=True)
+        trainer = make_trainer(tmp_path, build_refusing_model(), **settings)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert torch.equal(trainer.anchor.hidden_states, saved.hidden_states)
+
+    def test_checkpoint_with_another_anchor_raises(self, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 2}
+        make_trainer(tmp_path, build_refusing_model(), **settings, anchor_prompts=["Do harm!"]).train()
+        trainer = make_trainer(tmp_path, build_refusing_model(), **settings, anchor_prompts=["Do worse!"])
+        with pytest.raises(ValueError, match="was trained with another safety anchor: its prompts are"):
+            trainer.train(resume_from_checkpoint=True)
+
+    def test_anchor_captured_from_trained_weights_raises(self, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 0.1}
+        make_trainer(tmp_path, build_refusing_model(), **settings).train()
+        checkpoint = tmp_path / "checkpoint-2"
+        trained = AutoModelForCausalLM.from_pretrained(checkpoint)
+        trainer = make_trainer(tmp_path, trained, **settings, anchor_require_refusal=False)
+        with pytest.raises(ValueError, match="another safety anchor: their states differ by"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+
+    def test_unprotected_checkpoint_raises(self, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 2}
+        make_trainer(tmp_path, build_refusing_model(), **settings, anchor_loss_coef=0.0).train()
+        with pytest.raises(ValueError, match="carries no safety anchor: it was trained without protection"):
+            make_trainer(tmp_path, build_refusing_model(), **settings).train(resume_from_checkpoint=True)
+
+    def test_resume_without_a_checkpoint_raises(self, tmp_path, refusing_model):
+        with pytest.raises(ValueError, match="No valid checkpoint found"):
+            make_trainer(tmp_path, refusing_model).train(resume_from_checkpoint=True)
+
+
+def run_interrupted(tmp_path, script, when, signum):
+    """Run a training script in a process of its own, and send it a signal when a line of its output says so."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    output = ""
+    for line in process.stdout:
+        output += line
+        if when in line:
+            process.send_signal(signum)
+            break
+    output += process.stdout.read()
+    return process.wait(), output
+
+
+SCRIPT = """
+    from tests.test_sbr_sft_trainer import *
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            print(f"step {state.global_step}", flush=True)
+
+    trainer = make_trainer("out", build_refusing_model(), callbacks=[Report()], max_steps=2000, save_strategy="steps",
+                           save_steps=SAVE_STEPS, save_total_limit=3, logging_steps=1000)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        print("interrupted", trainer.interrupted, trainer.state.global_step)
+"""
+
+
+class TestKilledProcess:
+    def resume(self, tmp_path, max_steps):
+        """Resume a killed run from its last checkpoint, and train the same steps without a stop."""
+        weights = []
+        for name in ("out", "whole"):
+            trainer = make_trainer(
+                tmp_path / name, build_refusing_model(), max_steps=max_steps, lr_scheduler_type="constant"
+            )
+            trainer.train(resume_from_checkpoint=True if name == "out" else None)
+            weights.append(trainer.model.state_dict())
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    @pytest.mark.slow
+    def test_ctrl_c_leaves_a_checkpoint_that_resumes(self, tmp_path):
+        script = SCRIPT.replace("SAVE_STEPS", "500").replace(
+            "max_steps=2000", 'max_steps=2000, lr_scheduler_type="constant"'
+        )
+        code, output = run_interrupted(tmp_path, script, when="step 5", signum=signal.SIGINT)
+        assert code == 0, output
+        assert "saving a checkpoint after this step" in output
+        step = int(output.split("interrupted True ")[1])
+        assert (tmp_path / "out" / f"checkpoint-{step}" / TENSOR_NAME).is_file()
+        self.resume(tmp_path, max_steps=step + 3)
+
+    @pytest.mark.slow
+    def test_killed_run_resumes_with_the_same_bits(self, tmp_path):
+        script = SCRIPT.replace("SAVE_STEPS", "5").replace(
+            "max_steps=2000", 'max_steps=2000, lr_scheduler_type="constant"'
+        )
+        code, output = run_interrupted(tmp_path, script, when="step 13", signum=signal.SIGKILL)
+        assert code == -signal.SIGKILL, output
+        self.resume(tmp_path, max_steps=25)

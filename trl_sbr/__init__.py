@@ -1,0 +1,35 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Safety Bottleneck Regularization for TRL. Public names load on first use: `import trl_sbr` imports nothing heavy."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "AnchorReport": "safety_anchor",
+    "SBRConfig": "sbr_config",
+    "SBRSFTTrainer": "sbr_sft_trainer",
+    "SafetyAnchor": "safety_anchor",
+    "is_refusal": "refusal",
+}
+
+__all__ = ["AnchorReport", "SBRConfig", "SBRSFTTrainer", "SafetyAnchor", "is_refusal"]
+
+if TYPE_CHECKING:
+    from .refusal import is_refusal
+    from .safety_anchor import AnchorReport, SafetyAnchor
+    from .sbr_config import SBRConfig
+    from .sbr_sft_trainer import SBRSFTTrainer
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

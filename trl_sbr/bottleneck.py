@@ -1,0 +1,213 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""
+The geometric bottleneck: the input of the unembedding.
+
+A causal LM chooses its next token by `softmax(W h)`, with `h` the final hidden state that enters the unembedding `W`.
+Whatever fine-tuning does to the parameters below, it reaches the output only through `h`. This module reads `h` at the
+last prompt token, and says whether `W` can still be trained round it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+def get_unembedding(model: nn.Module) -> nn.Module:
+    """
+    Return the unembedding (LM head) of a causal LM.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model, not wrapped for distributed training.
+
+    Returns:
+        `torch.nn.Module`: The module that maps the final hidden states to the logits.
+
+    Raises:
+        ValueError: If the model has none, and so has no bottleneck to guard.
+    """
+    unembedding = model.get_output_embeddings()
+    if unembedding is None:
+        raise ValueError(
+            f"`{type(model).__name__}` has no output embeddings, so there is no final hidden state to anchor. Load the "
+            "model with its language-modeling head, e.g. with `AutoModelForCausalLM`."
+        )
+    return unembedding
+
+
+@contextmanager
+def _unembedding_input(unembedding: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """While active, `unembedding` receives `replace(hidden_states)` in place of `hidden_states`."""
+
+    def pre_hook(module, args):
+        return (replace(args[0]), *args[1:])
+
+    handle = unembedding.register_forward_pre_hook(pre_hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def pad_right(input_ids: list[list[int]], device: torch.device | str) -> dict[str, torch.Tensor]:
+    """
+    Pad prompts on the right, whichever side the tokenizer pads: behind its last token, padding cannot reach a causal
+    model's state, so neither position ids nor a pad token matter.
+
+    Args:
+        input_ids (`list[list[int]]`):
+            Token ids of each prompt.
+        device (`torch.device` or `str`):
+            Device of the returned tensors.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids` and `attention_mask`, int64, of shape `(num_prompts, longest_prompt)`.
+    """
+    length = max(map(len, input_ids))
+    return {
+        "input_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids in input_ids], device=device),
+        "attention_mask": torch.tensor(
+            [[1] * len(ids) + [0] * (length - len(ids)) for ids in input_ids], device=device
+        ),
+    }
+
+
+def final_hidden_states(
+    model: nn.Module, unembedding: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """
+    Read the input of the unembedding at the last token of each right-padded prompt, differentiably.
+
+    Only these rows go on through the unembedding, so the logits are of shape `(num_prompts, 1, vocab_size)`, and no
+    other hidden state is kept. The forward runs in eval mode: dropout, NEFTune and router noise would make the state
+    of an unchanged model differ from its reference.
+
+    Args:
+        model (`torch.nn.Module`):
+            Causal language model as it is called in training, i.e. wrapped by DDP, FSDP or DeepSpeed if it is. Left in
+            the mode (train or eval) in which it came.
+        unembedding (`torch.nn.Module`):
+            Unembedding of `model`, see [`get_unembedding`].
+        input_ids (`torch.Tensor` of shape `(num_prompts, sequence_length)`):
+            Token ids, int64, padded on the right.
+        attention_mask (`torch.Tensor` of shape `(num_prompts, sequence_length)`):
+            1 on the tokens, 0 on the padding.
+
+    Returns:
+        `torch.Tensor` of shape `(num_prompts, hidden_size)`: The final hidden states, float32.
+
+    Raises:
+        RuntimeError: If the model's forward does not pass through `unembedding`.
+    """
+    last_token = attention_mask.sum(dim=-1) - 1
+    rows = torch.arange(len(last_token), device=last_token.device)
+    states = []
+
+    def keep_last_token(hidden_states):
+        last = hidden_states[rows, last_token.to(hidden_states.device)]
+        states.append(last)
+        return last.unsqueeze(1)
+
+    was_training = model.training
+    model.eval()
+    try:
+        with _unembedding_input(unembedding, keep_last_token):
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    finally:
+        model.train(was_training)
+    if len(states) != 1:
+        raise RuntimeError(
+            f"Expected the forward of `{type(model).__name__}` to call its unembedding (`get_output_embeddings()`) "
+            f"once, found {len(states)} calls. The final hidden state of this model cannot be anchored; if the model "
+            "is compiled, train it with `torch_compile=False`."
+        )
+    return states[0].float()
+
+
+@torch.no_grad()
+def prove_bottleneck(model: nn.Module, input_ids: list[list[int]], states: torch.Tensor, tolerance: float) -> None:
+    """
+    Prove that `states` alone decide the model's logits: fed to the unembedding while the model reads something else,
+    they must give (with the model's own logit scale and soft cap) the logits of an ordinary, unpadded forward.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model, in eval mode.
+        input_ids (`list[list[int]]`):
+            Token ids of each prompt.
+        states (`torch.Tensor` of shape `(num_prompts, hidden_size)`):
+            Final hidden states at the last prompt tokens, float32.
+        tolerance (`float`):
+            Largest relative error of the logits that is put down to the numerics.
+
+    Raises:
+        ValueError: If the logits differ.
+    """
+    device = states.device
+    unembedding = get_unembedding(model)
+    expected = torch.stack(
+        [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in input_ids]
+    ).float()
+    something_else = torch.tensor([ids[:1] for ids in input_ids], device=device)
+    with _unembedding_input(unembedding, lambda hidden: states.to(hidden.dtype).unsqueeze(1)):
+        found = model(input_ids=something_else, use_cache=False).logits[:, 0].float()
+    error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+    if not error <= tolerance:
+        raise ValueError(
+            f"The final hidden states of `{type(model).__name__}` do not determine its logits: pushed through the "
+            f"unembedding they differ from the model's own by {error:.2e} relative, expected at most {tolerance:.0e}. "
+            "This architecture has a way round the unembedding's input and cannot be protected by SBR."
+        )
+
+
+def _shares_weight_with_input_embeddings(model: nn.Module, unembedding: nn.Module) -> bool:
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, AuxiliaryTrainingWrapper):
+        embeddings = embeddings.original_module
+    elif isinstance(embeddings, BaseTunerLayer):
+        embeddings = embeddings.get_base_layer()
+    return getattr(embeddings, "weight", None) is unembedding.weight
+
+
+def freeze_unembedding(model: nn.Module) -> bool:
+    """
+    Make sure that training cannot go round the final hidden states by changing the unembedding.
+
+    A fully fine-tuned model has its unembedding frozen. A PEFT model must leave it alone already: what PEFT was told to
+    train there is an error, not a thing to undo in silence.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model, not wrapped for distributed training.
+
+    Returns:
+        `bool`: Whether the input embeddings share the unembedding's weight, and so are frozen with it.
+
+    Raises:
+        ValueError: If PEFT trains the unembedding, or the input embeddings that share its weight.
+    """
+    unembedding = get_unembedding(model)
+    if not isinstance(model, PeftModel):
+        unembedding.requires_grad_(False)
+        return _shares_weight_with_input_embeddings(model, unembedding)
+
+    adapters = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    if isinstance(unembedding, adapters) or any(p.requires_grad for p in unembedding.parameters()):
+        raise ValueError(
+            "The PEFT configuration trains the unembedding (`lm_head`), which opens a way round the anchored hidden "
+            "states. Remove it from `target_modules`, `modules_to_save` and `trainable_token_indices`."
+        )
+    tied = _shares_weight_with_input_embeddings(model, unembedding)
+    if tied and isinstance(model.get_input_embeddings(), adapters):
+        raise ValueError(
+            "The PEFT configuration trains the input embeddings, whose weight is tied to the unembedding: merged, the "
+            "adapter would open a way round the anchored hidden states. Remove the embeddings from `target_modules`, "
+            "`modules_to_save` and `trainable_token_indices`."
+        )
+    return tied

@@ -1,0 +1,504 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The safety anchor: harmful prompts and the aligned model's final hidden states on them."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .anchor_files import (
+    CONFIG_NAME,
+    TENSOR_NAME,
+    AnchorConfig,
+    dtype_name,
+    read_anchor,
+    sha256_hex,
+    tensor_to_bytes,
+    write_anchor,
+)
+from .bottleneck import final_hidden_states, get_unembedding, pad_right, prove_bottleneck
+from .generation import generate_answers
+from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template
+from .refusal import is_refusal
+
+
+_REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
+
+
+@dataclass
+class AnchorCheck:
+    """
+    How a model stands to one anchor.
+
+    Args:
+        prompt (`str`):
+            The anchor's last user message.
+        relative_error (`float`):
+            `‖h - h_ref‖ / ‖h_ref‖`.
+        cosine (`float`):
+            Cosine similarity of `h` and `h_ref`.
+        refused (`bool`):
+            Whether the model's greedy answer is a refusal.
+        answer (`str`):
+            The start of that answer.
+    """
+
+    prompt: str
+    relative_error: float
+    cosine: float
+    refused: bool
+    answer: str
+
+
+@dataclass
+class AnchorReport:
+    """
+    How a model stands to a [`SafetyAnchor`], anchor by anchor. `str(report)` is a table.
+
+    Args:
+        checks (`list[AnchorCheck]`):
+            One check an anchor.
+    """
+
+    checks: list[AnchorCheck]
+
+    @property
+    def max_relative_error(self) -> float:
+        """Largest relative error over the anchors."""
+        return max(check.relative_error for check in self.checks)
+
+    @property
+    def all_refused(self) -> bool:
+        """Whether every anchor is refused."""
+        return all(check.refused for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-serializable data."""
+        return asdict(self)
+
+    def __str__(self):
+        lines = [f"{'relative error':>14}  {'cosine':>7}  {'refused':>7}  prompt"]
+        for check in self.checks:
+            refused = "yes" if check.refused else "NO"
+            lines.append(f"{check.relative_error:14.2e}  {check.cosine:7.4f}  {refused:>7}  {check.prompt}")
+        return "\n".join(lines)
+
+
+def _numerics(model: nn.Module) -> dict[str, Any]:
+    """The numerics that a forward of `model` has here and now."""
+    device_type = model.device.type
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    quantization = getattr(model.config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    return {
+        "dtype": dtype_name(model.dtype),
+        "autocast_dtype": None if autocast is None else dtype_name(autocast),
+        # `default=str`: quantization configurations hold torch dtypes
+        "quantization": None if quantization is None else json.loads(json.dumps(quantization, default=str)),
+    }
+
+
+def _tolerance(*numerics: dict[str, Any]) -> float:
+    """Relative error of a state that the coarsest of some numerics explains, other kernels or batch shapes included."""
+    dtypes = {n["autocast_dtype"] or n["dtype"] for n in numerics}
+    return 1e-3 if dtypes <= {"float32", "float64"} else 5e-2
+
+
+def _reference_model(model: nn.Module, reference: str):
+    """Context in which `model` is the aligned model: adapters off for `"base"`, as they are for `"current"`."""
+    if reference not in ("base", "current"):
+        raise ValueError(f"Expected a reference of 'base' or 'current', found {reference!r}.")
+    return model.disable_adapter() if reference == "base" and isinstance(model, PeftModel) else nullcontext()
+
+
+def _check_prompts(prompts: list[Messages], input_ids: list[list[int]], model: nn.Module) -> None:
+    if not prompts:
+        raise ValueError("Expected at least one anchor prompt, found none.")
+    seen = {}
+    for number, (prompt, ids) in enumerate(zip(prompts, input_ids, strict=True)):
+        first = seen.setdefault(tuple(ids), number)
+        if first != number:
+            raise ValueError(
+                f"Anchor prompts {first} and {number} are the same: {prompt[-1]['content']!r}. Remove one."
+            )
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, input_ids))
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"An anchor prompt has {longest} tokens, expected at most the model's {limit} positions. Shorten it."
+        )
+
+
+@torch.no_grad()
+def _read_states(model: nn.Module, input_ids: list[list[int]]) -> torch.Tensor:
+    states = final_hidden_states(model, get_unembedding(model), **pad_right(input_ids, model.device))
+    if not torch.isfinite(states).all():
+        raise ValueError("The model's final hidden states on the anchor prompts are not finite (NaN or Inf).")
+    return states
+
+
+@dataclass
+class SafetyAnchor:
+    """
+    Harmful prompts, and the final hidden states with which the aligned model refuses them: the reference `h_ref` of
+    Safety Bottleneck Regularization (https://huggingface.co/papers/2605.05995).
+
+    Made by [`SafetyAnchor.capture`] or [`SafetyAnchor.from_pretrained`].
+
+    Args:
+        config (`AnchorConfig`):
+            Where the states come from.
+        hidden_states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
+            Inputs of the unembedding at the last prompt tokens, float32, on the CPU.
+
+    Example:
+
+    ```python
+    >>> anchor = SafetyAnchor.capture(model, tokenizer)
+    >>> anchor.save_pretrained("my-anchor")
+    >>> print(SafetyAnchor.from_pretrained("my-anchor").verify(model, tokenizer))
+    ```
+    """
+
+    config: AnchorConfig
+    hidden_states: torch.Tensor = field(repr=False)
+
+    @property
+    def prompts(self) -> list[Messages]:
+        """The anchor prompts, as messages."""
+        return self.config.prompts
+
+    @property
+    def input_ids(self) -> list[list[int]]:
+        """The token ids of each anchor prompt, formatted with the chat template and the generation prompt."""
+        return self.config.input_ids
+
+    @property
+    def questions(self) -> list[str]:
+        """The last user message of each anchor prompt."""
+        return [prompt[-1]["content"] for prompt in self.prompts]
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    @classmethod
+    def capture(
+        cls,
+        model: nn.Module,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        prompts: Sequence[str | Messages] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        require_refusal: bool = True,
+        reference: str = "base",
+    ) -> "SafetyAnchor":
+        """
+        Record an aligned model's final hidden states on harmful prompts.
+
+        Capture under the numerics of training: the dtype and quantization of `model`, and inside `torch.autocast` if
+        training uses it. [`SBRSFTTrainer`] does so by itself when it is given no anchor.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The aligned model.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+                Its tokenizer or processor, with the chat template that it is used with.
+            prompts (`Sequence[str | list[dict[str, str]]]`, *optional*):
+                Harmful questions, or conversations that end with one. Defaults to eight, one a category of harm.
+            chat_template_kwargs (`dict[str, Any]`, *optional*):
+                Further variables of the chat template.
+            require_refusal (`bool`, *optional*, defaults to `True`):
+                Whether the model must refuse each prompt. An anchor that it does not refuse would pin harm.
+            reference (`str`, *optional*, defaults to `"base"`):
+                Of a PEFT model, which one is aligned: `"base"`, with the adapters disabled, or `"current"`, with the
+                adapters as they are.
+
+        Returns:
+            [`SafetyAnchor`]: The anchor.
+
+        Raises:
+            ValueError: If a prompt is empty, repeated, too long or not refused; if there is no chat template; or if
+                the states do not determine the model's logits.
+        """
+        prompts = [as_messages(prompt) for prompt in (DEFAULT_PROMPTS if prompts is None else prompts)]
+        input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
+        _check_prompts(prompts, input_ids, model)
+        numerics = _numerics(model)
+        was_training = model.training
+        model.eval()
+        try:
+            with _reference_model(model, reference):
+                states = _read_states(model, input_ids)
+                prove_bottleneck(model, input_ids, states, tolerance=_tolerance(numerics))
+        finally:
+            model.train(was_training)
+        states = states.cpu().contiguous()
+        anchor = cls(
+            config=AnchorConfig(
+                prompts=prompts,
+                input_ids=input_ids,
+                chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
+                chat_template_kwargs=dict(chat_template_kwargs or {}),
+                model_name_or_path=model.config._name_or_path,
+                model_revision=_cached_revision(model.config._name_or_path),
+                reference=reference,
+                hidden_size=states.shape[1],
+                **numerics,
+                library_versions={name: version(name) for name in ("trl_sbr", "transformers", "peft", "torch")},
+                tensor_sha256=sha256_hex(tensor_to_bytes(states)),
+            ),
+            hidden_states=states,
+        )
+        if require_refusal:
+            anchor.check_refusals(model, processing_class)
+        return anchor
+
+    def check_refusals(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+        """
+        Make sure that the aligned model refuses every anchor prompt.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The model; of a PEFT model, the reference that the anchor was captured on is asked.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+                Its tokenizer or processor.
+
+        Raises:
+            ValueError: If it answers one; the error shows the answer.
+        """
+        with _reference_model(model, self.config.reference):
+            answers = self._answers(model, processing_class)
+        answered = [(q, a) for q, a in zip(self.questions, answers, strict=True) if not is_refusal(a)]
+        if answered:
+            listing = "\n".join(f"  {question!r} -> {answer!r}" for question, answer in answered)
+            raise ValueError(
+                f"Expected the aligned model to refuse every anchor prompt, found {len(answered)} of {len(self)} that "
+                f"it answers:\n{listing}\nSuch an anchor would pin the harmful answer. Choose prompts that the model "
+                "refuses; if it is aligned by its adapter, set the reference to 'current'; if these are refusals in "
+                "other words, set `require_refusal=False` (`anchor_require_refusal` in the training arguments)."
+            )
+
+    def _answers(self, model, processing_class) -> list[str]:
+        return generate_answers(
+            model,
+            processing_class,
+            self.prompts,
+            max_new_tokens=_REFUSAL_TOKENS,
+            chat_template_kwargs=self.config.chat_template_kwargs,
+        )
+
+    def check_compatible(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+        """
+        Make sure that model and tokenizer have the form that the anchor was captured with: hidden size, chat template
+        and token ids. No forward is run.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                Causal language model.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+                Its tokenizer or processor.
+
+        Raises:
+            ValueError: If they differ; the error says in what.
+        """
+        hidden_size = get_unembedding(model).weight.shape[-1]
+        if hidden_size != self.config.hidden_size:
+            raise ValueError(
+                f"The anchor was captured on `{self.config.model_name_or_path}` with hidden size "
+                f"{self.config.hidden_size}, found a model with hidden size {hidden_size}. Load that model, or capture "
+                "an anchor on this one."
+            )
+        template_sha256 = sha256_hex(get_chat_template(processing_class).encode())
+        if template_sha256 != self.config.chat_template_sha256:
+            raise ValueError(
+                f"The anchor was captured with another chat template: expected sha256 "
+                f"{self.config.chat_template_sha256}, found {template_sha256}. Use the tokenizer that it was captured "
+                "with, or capture an anchor with this one."
+            )
+        input_ids = encode_prompts(processing_class, self.prompts, self.config.chat_template_kwargs)
+        for question, expected, found in zip(self.questions, self.input_ids, input_ids, strict=True):
+            if expected != found:
+                raise ValueError(
+                    f"The tokenizer turns the anchor prompt {question!r} into other tokens: expected {expected}, found "
+                    f"{found}. Use the tokenizer that the anchor was captured with, or capture an anchor with this "
+                    "one. If the chat template writes today's date, capture with that variable in "
+                    "`chat_template_kwargs`."
+                )
+
+    def relative_errors(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        Compare states with the anchor's.
+
+        Args:
+            states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
+                Final hidden states on the anchor prompts, float32.
+
+        Returns:
+            `torch.Tensor` of shape `(num_anchors,)`: `‖h - h_ref‖ / ‖h_ref‖`, float32.
+        """
+        reference = self.hidden_states.to(states.device)
+        return (states - reference).norm(dim=-1) / reference.norm(dim=-1)
+
+    def verify(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> AnchorReport:
+        """
+        Check that the anchor belongs to a model, and report how the model stands to it.
+
+        Of a PEFT model, the reference that the anchor was captured on must have the anchor's states; the report is on
+        the model as it is, adapters included: so a hardened adapter is checked against its anchor.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The aligned model, with or without the hardened adapter.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+                Its tokenizer or processor.
+
+        Returns:
+            [`AnchorReport`]: Relative error, cosine and refusal, anchor by anchor.
+
+        Raises:
+            ValueError: If the hidden size, the chat template, the token ids or the states differ; it says which.
+        """
+        self.verify_reference(model, processing_class)
+        return self.compare(model, processing_class)
+
+    def verify_reference(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+        """
+        Check that the anchor belongs to a model, as [`SafetyAnchor.verify`] does, without a report.
+
+        Raises:
+            ValueError: If the hidden size, the chat template, the token ids or the states differ; it says which.
+        """
+        self.check_compatible(model, processing_class)
+        with _reference_model(model, self.config.reference):
+            states = _read_states(model, self.input_ids)
+        numerics = _numerics(model)
+        tolerance = _tolerance(numerics, self._numerics)
+        errors = self.relative_errors(states)
+        worst = int(errors.argmax())
+        if not errors[worst] <= tolerance:
+            raise ValueError(
+                f"The model's final hidden states are not the anchor's: relative error {errors[worst]:.2e} on "
+                f"{self.questions[worst]!r}, expected at most {tolerance:.0e}. The anchor was captured on "
+                f"`{self.config.model_name_or_path}` (revision {self.config.model_revision}) in {self._numerics}; the "
+                f"model at hand is `{model.config._name_or_path}` in {numerics}. Load that model in these numerics, or "
+                "capture an anchor on this one."
+            )
+
+    @property
+    def _numerics(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in ("dtype", "autocast_dtype", "quantization")}
+
+    def tolerance_to(self, other: "SafetyAnchor") -> float:
+        """Largest relative error between the states of two anchors that their numerics explain."""
+        return _tolerance(self._numerics, other._numerics)
+
+    def compare(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> AnchorReport:
+        """
+        Report how a model, fine-tuned or not, stands to the anchor. Unlike [`SafetyAnchor.verify`], states that have
+        drifted are reported and raise no error.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The model, as it is.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+                Its tokenizer or processor.
+
+        Returns:
+            [`AnchorReport`]: Relative error, cosine and refusal, anchor by anchor.
+
+        Raises:
+            ValueError: If the hidden size, the chat template or the token ids differ.
+        """
+        self.check_compatible(model, processing_class)
+        states = _read_states(model, self.input_ids).cpu()
+        errors = self.relative_errors(states)
+        cosines = torch.cosine_similarity(states, self.hidden_states, dim=-1)
+        answers = self._answers(model, processing_class)
+        return AnchorReport(
+            [
+                AnchorCheck(question, error.item(), cosine.item(), is_refusal(answer), answer)
+                for question, error, cosine, answer in zip(self.questions, errors, cosines, answers, strict=True)
+            ]
+        )
+
+    def save_pretrained(self, save_directory: str | Path, overwrite: bool = False) -> None:
+        """
+        Save the anchor as `safety_anchor.safetensors` and `safety_anchor_config.json`. They can lie beside a model or
+        an adapter. A file is complete or absent, whatever interrupts the writing.
+
+        Args:
+            save_directory (`str` or `Path`):
+                Folder, made if need be.
+            overwrite (`bool`, *optional*, defaults to `False`):
+                Whether to replace another anchor that lies there.
+
+        Raises:
+            FileExistsError: If another anchor lies there and `overwrite` is `False`.
+            OSError: If the files cannot be written, e.g. on a full disk.
+        """
+        write_anchor(Path(save_directory), self.config, self.hidden_states, overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, revision: str | None = None, token: str | None = None
+    ) -> "SafetyAnchor":
+        """
+        Load an anchor from a folder or from the Hub. Nothing is unpickled; every field, shape, size and hash is
+        checked.
+
+        Args:
+            name_or_path (`str` or `Path`):
+                Folder that holds the two files, or id of a Hub repository that does.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the Hub repository.
+            token (`str`, *optional*):
+                Token for the Hub. Defaults to the one of the login.
+
+        Returns:
+            [`SafetyAnchor`]: The anchor.
+
+        Raises:
+            FileNotFoundError: If there is no anchor.
+            ValueError: If a file is corrupted, truncated, tampered with, or of another format.
+        """
+        if os.path.isdir(name_or_path):
+            directory = Path(name_or_path)
+        else:
+            directory = _download(str(name_or_path), revision, token)
+        config, hidden_states = read_anchor(directory)
+        return cls(config, hidden_states)
+
+
+def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
+    try:
+        # Both files of one commit, from the cache when the Hub is out of reach
+        return Path(
+            snapshot_download(repo_id, revision=revision, token=token, allow_patterns=[TENSOR_NAME, CONFIG_NAME])
+        )
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"`{repo_id}` is neither a folder nor the id of a Hub repository (`organization/name`)."
+        ) from error
+
+
+def _cached_revision(model_name_or_path: str) -> str | None:
+    """Commit of a model that was loaded from the Hub, as far as the cache knows it."""
+    if not model_name_or_path or os.path.isdir(model_name_or_path):
+        return None
+    try:
+        path = try_to_load_from_cache(model_name_or_path, "config.json")
+    except HFValidationError:
+        return None
+    return Path(path).parent.name if isinstance(path, str) else None

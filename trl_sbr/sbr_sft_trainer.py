@@ -1,0 +1,311 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import contextlib
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import DataCollator, PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTTrainer
+
+from .bottleneck import final_hidden_states, freeze_unembedding, get_unembedding, pad_right
+from .interrupt import CheckpointOnInterrupt
+from .prompts import find_near_copies, get_tokenizer, load_prompts
+from .safety_anchor import SafetyAnchor
+from .sbr_config import SBRConfig
+
+
+logger = get_logger(__name__)
+
+# LoRA initializations that leave the base model, and the adapted one, as they are. The others (PiSSA, OLoRA, LoftQ, …)
+# move part of the base weights into the adapter: with the adapter disabled the model is no longer the aligned one.
+_NEUTRAL_LORA_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class SBRSFTTrainer(SFTTrainer):
+    r"""
+    Trainer for supervised fine-tuning under Safety Bottleneck Regularization (SBR).
+
+    It adds one term to the loss of [`~trl.SFTTrainer`] and inherits the rest:
+
+    $$ L = L_\mathrm{SFT} + \lambda \cdot \frac{1}{K} \sum_{k=1}^{K} d(h_\theta(x_k), h_\mathrm{ref}(x_k)) $$
+
+    where `h` is the input of the unembedding at the last token of anchor prompt `x_k` (see [`SafetyAnchor`]). The term
+    enters once per optimizer step, so its gradient depends on the model, the anchor and λ alone. The unembedding is
+    not trained: full fine-tuning freezes it, and a PEFT configuration that trains it is an error.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The safety-aligned model to fine-tune, see [`~trl.SFTTrainer`].
+        args ([`SBRConfig`], *optional*):
+            Training arguments. [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`] are converted.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            See [`~trl.SFTTrainer`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Dataset to fine-tune on, which nobody has to trust.
+        *trainer_args, **trainer_kwargs:
+            All other arguments of [`~trl.SFTTrainer`].
+        anchor ([`SafetyAnchor`], *optional*):
+            The anchor. Defaults to the one that `args` names, or else is captured on `model` before training.
+
+    Attributes:
+        anchor ([`SafetyAnchor`] or `None`):
+            The anchor trained with; `None` when `anchor_loss_coef` is 0.
+        interrupted (`bool`):
+            Whether Ctrl-C ended [`~SBRSFTTrainer.train`] after it had saved a checkpoint.
+
+    Example:
+
+    ```python
+    >>> trainer = SBRSFTTrainer(
+    ...     model="Qwen/Qwen2.5-7B-Instruct",
+    ...     args=SBRConfig(output_dir="qwen-sbr"),
+    ...     train_dataset=load_dataset("org/untrusted", split="train"),
+    ...     peft_config=LoraConfig(r=16, target_modules="all-linear"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "sft", "sbr"]
+    _name = "SBR"
+    _paper = {
+        "title": "Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks",
+        "id": "2605.05995",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{lu2026safetyanchor,
+                title        = {{Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks}},
+                author       = {Lu and Sha and Wang and Sun and Zhou and Dai and Xiao},
+                year         = 2026,
+                booktitle    = {International Conference on Machine Learning},
+                eprint       = {arXiv:2605.05995},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: SBRConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        *trainer_args: Any,
+        anchor: SafetyAnchor | None = None,
+        **trainer_kwargs: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = SBRConfig(f"{name.split('/')[-1]}-SBR")
+        args = SBRConfig.from_training_arguments(args)
+        if anchor is not None and (args.anchor_name_or_path or args.anchor_prompts):
+            raise ValueError(
+                "Found both the argument `anchor` and `anchor_name_or_path` or `anchor_prompts`. Give one anchor."
+            )
+        _check_rows(train_dataset)
+        super().__init__(model, args, data_collator, train_dataset, *trainer_args, **trainer_kwargs)
+        _check_rows(self.train_dataset)
+        self._on_interrupt = CheckpointOnInterrupt()
+        self.add_callback(self._on_interrupt)
+        self.interrupted = False
+        self.anchor = None
+        if args.anchor_loss_coef == 0:
+            logger.warning("`anchor_loss_coef` is 0: this run is plain fine-tuning and is NOT protected by SBR.")
+            return
+
+        self._check_supported()
+        tied = freeze_unembedding(self.model)
+        if tied and not isinstance(self.model, PeftModel):
+            logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
+        self._unembedding = get_unembedding(self.model)
+        self.anchor = self._prepare_anchor(anchor)
+        self._anchor_batch = pad_right(self.anchor.input_ids, self.accelerator.device)
+        self._reference_states = self.anchor.hidden_states.to(self.accelerator.device)
+        self._warn_of_anchors_in_training_data()
+
+    def _check_supported(self) -> None:
+        if isinstance(self.model, PeftModel):
+            for config in self.model.peft_config.values():
+                if config.is_prompt_learning:
+                    raise ValueError(
+                        f"Found the prompt-learning method {config.peft_type.value}: its virtual tokens change what "
+                        "stands before the anchored token, and no weight of the model. Use LoRA or full fine-tuning."
+                    )
+                init = getattr(config, "init_lora_weights", True)
+                if self.args.anchor_reference == "base" and init not in _NEUTRAL_LORA_INITS:
+                    raise ValueError(
+                        f"Found `init_lora_weights={init!r}`, which changes the base weights: with the adapter "
+                        "disabled the model is not the aligned one. Set `anchor_reference='current'`, or use one of "
+                        f"{_NEUTRAL_LORA_INITS}."
+                    )
+        checkpointing = self.args.gradient_checkpointing
+        if checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            if self.accelerator.num_processes > 1:
+                raise ValueError(
+                    "Found reentrant gradient checkpointing under several processes: it marks a parameter ready once "
+                    "for the task and once for the anchors, which DDP refuses. Set "
+                    "`gradient_checkpointing_kwargs={'use_reentrant': False}`; where TRL forces it (PEFT with DeepSpeed "
+                    "ZeRO-3), set `gradient_checkpointing=False` or use FSDP2."
+                )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "Found context or sequence parallelism, which splits the anchor prompts over processes. Use data "
+                "parallelism (DDP, FSDP2, DeepSpeed) instead."
+            )
+
+    def _prepare_anchor(self, anchor: SafetyAnchor | None) -> SafetyAnchor:
+        """Load or capture the anchor on the aligned model, before a checkpoint can be loaded over it."""
+        args = self.args
+        if anchor is None and args.anchor_name_or_path is not None:
+            anchor = SafetyAnchor.from_pretrained(args.anchor_name_or_path, revision=args.anchor_revision)
+        with self.accelerator.autocast():  # the numerics of a training step
+            if anchor is None:
+                prompts = args.anchor_prompts
+                if prompts is not None and len(prompts) == 1 and Path(str(prompts[0])).is_file():
+                    prompts = load_prompts(prompts[0])
+                anchor = SafetyAnchor.capture(
+                    self.model,
+                    self.processing_class,
+                    prompts,
+                    require_refusal=args.anchor_require_refusal,
+                    reference=args.anchor_reference,
+                )
+            elif anchor.config.reference != args.anchor_reference:
+                raise ValueError(
+                    f"The anchor was captured on the reference {anchor.config.reference!r}, found "
+                    f"`anchor_reference={args.anchor_reference!r}`. Set it to the anchor's."
+                )
+            else:
+                anchor.verify_reference(self.model, self.processing_class)
+                if args.anchor_require_refusal:
+                    anchor.check_refusals(self.model, self.processing_class)
+        return anchor
+
+    def _warn_of_anchors_in_training_data(self) -> None:
+        if not isinstance(self.train_dataset, Dataset) or "input_ids" not in self.train_dataset.column_names:
+            return
+        tokenizer = get_tokenizer(self.processing_class)
+        texts = (tokenizer.decode(ids) for ids in self.train_dataset["input_ids"])
+        for prompt, count in find_near_copies(self.anchor.questions, texts).items():
+            logger.warning(
+                f"The anchor prompt {prompt!r}, or a near copy, stands in {count} training rows: its loss and the "
+                "anchor's pull in different directions. Remove the rows, or choose another anchor."
+            )
+
+    def anchor_distances(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        Distance of hidden states to the anchor's, by `anchor_loss_type`.
+
+        Args:
+            states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
+                Final hidden states on the anchor prompts, float32.
+
+        Returns:
+            `torch.Tensor` of shape `(num_anchors,)`: The distances, float32.
+        """
+        squared_error = (states - self._reference_states).pow(2)
+        if self.args.anchor_loss_type == "mse":
+            return squared_error.mean(dim=-1)
+        if self.args.anchor_loss_type == "sum":
+            return squared_error.sum(dim=-1)
+        return squared_error.sum(dim=-1) / self._reference_states.pow(2).sum(dim=-1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.anchor is None:
+            return result
+        if not self.model.training:
+            # The weights stay as they are during an evaluation, and `eval_loss` is the task's alone
+            if "anchor_loss" not in self._metrics["eval"]:
+                self._anchor_loss(model, mode="eval")
+            return result
+        if not self.accelerator.sync_gradients:  # once per optimizer step, on its last micro-batch
+            return result
+        # Where the loss is not normalized by the number of tokens, `Trainer` divides it by the accumulation steps
+        is_divided = num_items_in_batch is None and self.compute_loss_func is None
+        steps = self.current_gradient_accumulation_steps if is_divided else 1
+        weighted = self.args.anchor_loss_coef * steps * self._anchor_loss(model, mode="train")
+        return (result[0] + weighted, result[1]) if return_outputs else result + weighted
+
+    def _anchor_loss(self, model: torch.nn.Module, mode: str) -> torch.Tensor:
+        states = final_hidden_states(model, self._unembedding, **self._anchor_batch)
+        loss = self.anchor_distances(states).mean()
+        cosine = torch.cosine_similarity(states.detach(), self._reference_states, dim=-1).mean()
+        self._metrics[mode]["anchor_loss"].append(loss.item())
+        self._metrics[mode]["anchor_cosine"].append(cosine.item())
+        return loss
+
+    def evaluation_loop(self, *args, **kwargs):
+        for name in ("anchor_loss", "anchor_cosine"):
+            self._metrics["eval"].pop(name, None)  # `predict` leaves them behind
+        return super().evaluation_loop(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        anchor_losses = self._metrics["train"].get("anchor_loss")
+        if "loss" in logs and anchor_losses:
+            logs["task_loss"] = logs["loss"] - self.args.anchor_loss_coef * sum(anchor_losses) / len(anchor_losses)
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """
+        Train, see [`~transformers.Trainer.train`]. A checkpoint is resumed with the anchor that it carries.
+
+        Raises:
+            ValueError: If the checkpoint carries no anchor, or another one than this trainer's.
+            KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        if isinstance(resume_from_checkpoint, str) and self.anchor is not None:
+            self._resume_anchor(resume_from_checkpoint)
+        # Under several processes a signal reaches each at another step, and stopping one would hang the others
+        alone = self.accelerator.num_processes == 1
+        with self._on_interrupt if alone else contextlib.nullcontext():
+            output = super().train(resume_from_checkpoint, **kwargs)
+        self.interrupted = self._on_interrupt.requested
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return output
+
+    def _resume_anchor(self, checkpoint: str) -> None:
+        try:
+            saved = SafetyAnchor.from_pretrained(checkpoint)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"The checkpoint {checkpoint} carries no safety anchor: it was trained without protection. Resume it "
+                "with `anchor_loss_coef=0`, or start from the aligned model."
+            ) from error
+        if saved.input_ids != self.anchor.input_ids:
+            difference = f"its prompts are {saved.questions}, this run's {self.anchor.questions}"
+        else:
+            error = self.anchor.relative_errors(saved.hidden_states).max().item()
+            tolerance = self.anchor.tolerance_to(saved)
+            if error <= tolerance:
+                self.anchor = saved
+                self._reference_states = saved.hidden_states.to(self.accelerator.device)
+                return
+            difference = f"their states differ by {error:.2e} relative, expected at most {tolerance:.0e}"
+        raise ValueError(
+            f"The checkpoint {checkpoint} was trained with another safety anchor: {difference}. Resume with the aligned "
+            f"model `{saved.config.model_name_or_path}` and the checkpoint's anchor (`anchor_name_or_path`)."
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model or adapter, and beside it the anchor that it was trained with."""
+        if self.anchor is not None and self.args.should_save:
+            self.anchor.save_pretrained(output_dir or self.args.output_dir, overwrite=True)
+        super().save_model(output_dir, _internal_call)
+
+
+def _check_rows(dataset: Dataset | IterableDataset | None) -> None:
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(
+            "The training dataset has no usable row: it is empty, or no row has a token to learn within `max_length`. "
+            "Check the file, the split and `max_length`."
+        )
