@@ -14,9 +14,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
+from trl_sbr.prompts import encode_prompts
 
 from .tiny import build_model, build_tokenizer, conversation_rows
 
@@ -45,8 +46,13 @@ def drifted_lora_model(dropout: float = 0.0):
     return get_peft_model(model, config)
 
 
-def gradients(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NUM_ROWS, anchor=None, **settings):
+def gradients(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NUM_ROWS, **settings):
     """The gradients of each optimizer step of an epoch, by parameter name, under a trainer's settings."""
+    return train(tmp_path, coef, model, padding_side, num_rows, **settings)[0]
+
+
+def train(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NUM_ROWS, **settings):
+    """Train an epoch at a learning rate of zero. Returns the gradients of each step, and the trainer."""
     settings = {"per_device_train_batch_size": NUM_ROWS, "gradient_checkpointing": False, **settings}
     recorder = GradientRecorder()
     trainer = SBRSFTTrainer(
@@ -61,7 +67,7 @@ def gradients(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NU
             report_to="none",
             disable_tqdm=True,
             anchor_loss_coef=coef,
-            anchor_prompts=PROMPTS if anchor is None else None,
+            anchor_prompts=PROMPTS,
             anchor_require_refusal=False,
             learning_rate=0.0,
             **settings,
@@ -69,10 +75,9 @@ def gradients(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NU
         train_dataset=Dataset.from_list(conversation_rows(num_rows)),
         processing_class=build_tokenizer(padding_side),
         callbacks=[recorder],
-        anchor=anchor,
     )
     trainer.train()
-    return recorder.steps
+    return recorder.steps, trainer
 
 
 def reference_state(model, input_ids):
@@ -212,6 +217,47 @@ class TestGradient:
     def test_loss_types(self, tmp_path, loss_type):
         (found,) = anchor_part(tmp_path, anchor_loss_type=loss_type)
         assert relative_error(found, reference_gradient(reference_anchor_loss, loss_type=loss_type)) < 1e-5
+
+    @pytest.mark.slow
+    def test_four_bit_base(self, tmp_path):
+        # bitsandbytes must not leave the backward out, see `_keep_four_bit_weights_differentiable`
+        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.nn import Linear4bit
+
+        build_model("llama", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "base")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+
+        def build():
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=quantization)
+            torch.manual_seed(1)
+            return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+
+        (found,) = anchor_part(tmp_path, build=build)
+
+        # The reference: the same weights, dequantized, in a base model of plain linear layers
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+            LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+        )
+        layers = {n: m for n, m in build().named_modules() if isinstance(m, Linear4bit)}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                layer = layers.get(name.removesuffix(".weight"))
+                if layer is not None:
+                    parameter.copy_(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+            adapters = {n: p for n, p in build().named_parameters() if "lora_" in n}
+            model.load_state_dict(adapters, strict=False)
+        model.double().eval()
+        loss = 0.0
+        for ids in encode_prompts(build_tokenizer(), PROMPTS):
+            with torch.no_grad(), model.disable_adapter():
+                reference = reference_state(model, ids)
+            loss = loss + ((reference_state(model, ids) - reference) ** 2).mean() / len(PROMPTS)
+        loss.backward()
+        expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert relative_error(found, expected) < 0.1  # bfloat16
 
     def test_full_fine_tuning(self, tmp_path):
         # The second step, when the first has moved the weights

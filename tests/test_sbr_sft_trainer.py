@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
@@ -265,6 +265,28 @@ class TestSBRSFTTrainer:
         expected = trainer.anchor.compare(trainer.model, build_tokenizer())
         assert report.max_relative_error == pytest.approx(expected.max_relative_error, rel=1e-4)
         assert not list((tmp_path / "out").glob("model*.safetensors"))  # nothing is merged
+
+
+class TestQLoRA:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+    def test_train_on_a_four_bit_base(self, tmp_path, bf16):
+        build_model("llama", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "base")
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        )
+        trainer = make_trainer(
+            tmp_path / "out", model, peft_config=LoraConfig(**LORA), bf16=bf16, anchor_require_refusal=False
+        )
+        assert trainer.anchor.config.quantization["bnb_4bit_quant_type"] == "nf4"
+        trainer.train()
+        assert history(trainer, "anchor_loss")[0] == 0
+        assert history(trainer, "anchor_loss")[-1] > 0
+
+        # The model that is not quantized is another one
+        full = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        with pytest.raises(ValueError, match="states are not the anchor's.*'bnb_4bit_quant_type': 'nf4'"):
+            trainer.anchor.verify(full, build_tokenizer())
 
 
 class StopAt(TrainerCallback):

@@ -119,6 +119,7 @@ class SBRSFTTrainer(SFTTrainer):
             return
 
         self._check_supported()
+        _keep_four_bit_weights_differentiable(self.model)
         tied = freeze_unembedding(self.model)
         if tied and not isinstance(self.model, PeftModel):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
@@ -301,6 +302,17 @@ class SBRSFTTrainer(SFTTrainer):
         if self.anchor is not None and self.args.should_save:
             self.anchor.save_pretrained(output_dir or self.args.output_dir, overwrite=True)
         super().save_model(output_dir, _internal_call)
+
+
+def _keep_four_bit_weights_differentiable(model: torch.nn.Module) -> None:
+    """
+    bitsandbytes (0.50) packs 4-bit weights for inference on a CPU with AVX512-BF16 the first time that a forward needs
+    no gradient. Packed weights have no backward: what flows through them later is lost, without an error.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+        layer.state_dict()  # unpacks
 
 
 def _check_rows(dataset: Dataset | IterableDataset | None) -> None:

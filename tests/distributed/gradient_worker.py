@@ -1,0 +1,27 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Run by `torchrun`: trains one optimizer step in every configuration that it is given, and saves the gradients."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.test_gradient import train
+
+
+def main(output_dir: Path, configurations: list[dict]) -> None:
+    for number, settings in enumerate(configurations):
+        steps, trainer = train(output_dir / f"run-{number}", **settings)
+        assert trainer.accelerator.num_processes == 2, trainer.accelerator.num_processes
+        assert isinstance(trainer.model_wrapped, DistributedDataParallel), type(trainer.model_wrapped)
+        if trainer.is_world_process_zero():
+            torch.save(steps, output_dir / f"gradients-{number}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
