@@ -100,6 +100,22 @@ def load_prompts(path: str | Path) -> list[str | Messages]:
     return prompts
 
 
+def resolve_prompts(prompts: list[str | Messages] | None) -> list[str | Messages] | None:
+    """
+    Return prompts as they are, or those of a file where one name of a `.txt` or `.jsonl` file stands for them.
+
+    Args:
+        prompts (`list[str | list[dict[str, str]]]`, *optional*):
+            Prompts, or the name of one file, see [`load_prompts`].
+
+    Returns:
+        `list[str | list[dict[str, str]]]` or `None`: The prompts.
+    """
+    if prompts is not None and len(prompts) == 1 and str(prompts[0]).endswith((".txt", ".jsonl")):
+        return load_prompts(prompts[0])
+    return prompts
+
+
 def get_chat_template(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> str:
     """
     Return the chat template in use.

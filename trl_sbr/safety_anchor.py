@@ -5,7 +5,7 @@
 import json
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from . import __version__
 from .anchor_files import (
     CONFIG_NAME,
     TENSOR_NAME,
@@ -117,7 +118,7 @@ def _tolerance(*numerics: dict[str, Any]) -> float:
     return 1e-3 if dtypes <= {"float32", "float64"} else 5e-2
 
 
-def _reference_model(model: nn.Module, reference: str):
+def _reference_model(model: nn.Module, reference: str) -> AbstractContextManager:
     """Context in which `model` is the aligned model: adapters off for `"base"`, as they are for `"current"`."""
     if reference not in ("base", "current"):
         raise ValueError(f"Expected a reference of 'base' or 'current', found {reference!r}.")
@@ -256,7 +257,10 @@ class SafetyAnchor:
                 reference=reference,
                 hidden_size=states.shape[1],
                 **numerics,
-                library_versions={name: version(name) for name in ("trl_sbr", "transformers", "peft", "torch")},
+                library_versions={
+                    "trl_sbr": __version__,
+                    **{name: version(name) for name in ("transformers", "peft", "torch")},
+                },
                 tensor_sha256=sha256_hex(tensor_to_bytes(states)),
             ),
             hidden_states=states,
@@ -278,7 +282,7 @@ class SafetyAnchor:
         Raises:
             ValueError: If it answers one; the error shows the answer.
         """
-        with _reference_model(model, self.config.reference):
+        with self.reference_model(model):
             answers = self._answers(model, processing_class)
         answered = [(q, a) for q, a in zip(self.questions, answers, strict=True) if not is_refusal(a)]
         if answered:
@@ -313,7 +317,7 @@ class SafetyAnchor:
         Raises:
             ValueError: If they differ; the error says in what.
         """
-        hidden_size = get_unembedding(model).weight.shape[-1]
+        hidden_size = get_unembedding(model).in_features
         if hidden_size != self.config.hidden_size:
             raise ValueError(
                 f"The anchor was captured on `{self.config.model_name_or_path}` with hidden size "
@@ -381,8 +385,27 @@ class SafetyAnchor:
             ValueError: If the hidden size, the chat template, the token ids or the states differ; it says which.
         """
         self.check_compatible(model, processing_class)
-        with _reference_model(model, self.config.reference):
+        with self.reference_model(model):
             states = _read_states(model, self.input_ids)
+        self.check_states(states, model)
+
+    def reference_model(self, model: nn.Module) -> AbstractContextManager:
+        """Context in which `model` is the one the anchor was captured on: the adapters off, or as they are."""
+        return _reference_model(model, self.config.reference)
+
+    def check_states(self, states: torch.Tensor, model: nn.Module) -> None:
+        """
+        Check that states on the anchor prompts are the anchor's, up to the numerics.
+
+        Args:
+            states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
+                Final hidden states of the reference model on the anchor prompts, float32.
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                That model, for its name and numerics.
+
+        Raises:
+            ValueError: If they differ by more.
+        """
         numerics = _numerics(model)
         tolerance = _tolerance(numerics, self._numerics)
         errors = self.relative_errors(states)

@@ -3,7 +3,6 @@
 
 import contextlib
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from trl import SFTTrainer
 
 from .bottleneck import final_hidden_states, freeze_unembedding, get_unembedding, pad_right
 from .interrupt import CheckpointOnInterrupt
-from .prompts import find_near_copies, get_tokenizer, load_prompts
+from .prompts import find_near_copies, get_tokenizer, resolve_prompts
 from .safety_anchor import SafetyAnchor
 from .sbr_config import SBRConfig
 
@@ -124,6 +123,9 @@ class SBRSFTTrainer(SFTTrainer):
         if tied and not isinstance(self.model, PeftModel):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
         self._unembedding = get_unembedding(self.model)
+        # FSDP and DeepSpeed place, and shard, the model when training starts: its states are checked then
+        self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._check_states_of_first_step = self._is_placed_by_engine
         self.anchor = self._prepare_anchor(anchor)
         self._anchor_batch = pad_right(self.anchor.input_ids, self.accelerator.device)
         self._reference_states = self.anchor.hidden_states.to(self.accelerator.device)
@@ -165,27 +167,31 @@ class SBRSFTTrainer(SFTTrainer):
         args = self.args
         if anchor is None and args.anchor_name_or_path is not None:
             anchor = SafetyAnchor.from_pretrained(args.anchor_name_or_path, revision=args.anchor_revision)
+        if anchor is not None and anchor.config.reference != args.anchor_reference:
+            raise ValueError(
+                f"The anchor was captured on the reference {anchor.config.reference!r}, found "
+                f"`anchor_reference={args.anchor_reference!r}`. Set it to the anchor's."
+            )
+        if self._is_placed_by_engine:
+            if anchor is None:
+                raise ValueError(
+                    "Found no anchor under FSDP or DeepSpeed, which place the model on its devices only when training "
+                    "starts. Capture it before, with `trl-sbr anchor`, and set `anchor_name_or_path`."
+                )
+            anchor.check_compatible(self.model, self.processing_class)
+            return anchor
         with self.accelerator.autocast():  # the numerics of a training step
             if anchor is None:
-                prompts = args.anchor_prompts
-                if prompts is not None and len(prompts) == 1 and Path(str(prompts[0])).is_file():
-                    prompts = load_prompts(prompts[0])
-                anchor = SafetyAnchor.capture(
+                return SafetyAnchor.capture(
                     self.model,
                     self.processing_class,
-                    prompts,
+                    resolve_prompts(args.anchor_prompts),
                     require_refusal=args.anchor_require_refusal,
                     reference=args.anchor_reference,
                 )
-            elif anchor.config.reference != args.anchor_reference:
-                raise ValueError(
-                    f"The anchor was captured on the reference {anchor.config.reference!r}, found "
-                    f"`anchor_reference={args.anchor_reference!r}`. Set it to the anchor's."
-                )
-            else:
-                anchor.verify_reference(self.model, self.processing_class)
-                if args.anchor_require_refusal:
-                    anchor.check_refusals(self.model, self.processing_class)
+            anchor.verify_reference(self.model, self.processing_class)
+            if args.anchor_require_refusal:
+                anchor.check_refusals(self.model, self.processing_class)
         return anchor
 
     def _warn_of_anchors_in_training_data(self) -> None:
@@ -228,6 +234,12 @@ class SBRSFTTrainer(SFTTrainer):
             return result
         if not self.accelerator.sync_gradients:  # once per optimizer step, on its last micro-batch
             return result
+        if self._check_states_of_first_step:
+            self._check_states_of_first_step = False
+            with torch.no_grad(), self.anchor.reference_model(self.model):
+                states = final_hidden_states(model, self._unembedding, **self._anchor_batch)
+            with self.accelerator.autocast():
+                self.anchor.check_states(states, self.model)
         # Where the loss is not normalized by the number of tokens, `Trainer` divides it by the accumulation steps
         is_divided = num_items_in_batch is None and self.compute_loss_func is None
         steps = self.current_gradient_accumulation_steps if is_divided else 1
@@ -290,6 +302,7 @@ class SBRSFTTrainer(SFTTrainer):
             if error <= tolerance:
                 self.anchor = saved
                 self._reference_states = saved.hidden_states.to(self.accelerator.device)
+                self._check_states_of_first_step = False  # the first run did; a fully trained model has moved since
                 return
             difference = f"their states differ by {error:.2e} relative, expected at most {tolerance:.0e}"
         raise ValueError(
