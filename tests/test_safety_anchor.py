@@ -1,7 +1,11 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import hashlib
 import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -227,8 +231,6 @@ def edit_config(path, **changes):
 
 def replace_tensor(path, tensors):
     """Tamper with the tensor file, and with the hash that vouches for it."""
-    import hashlib
-
     data = safetensors.torch.save(tensors)
     (path / TENSOR_NAME).write_bytes(data)
     edit_config(path, tensor_sha256=hashlib.sha256(data).hexdigest())
@@ -284,6 +286,24 @@ class TestFiles:
     def test_neither_folder_nor_repository(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="neither a folder nor the id of a Hub repository"):
             SafetyAnchor.from_pretrained(tmp_path / "nowhere")
+
+    def test_from_the_hub_cache(self, saved, tmp_path):
+        # As `huggingface_hub` keeps a repository, of which the Hub is out of reach
+        commit = "a" * 40
+        repository = tmp_path / "hub" / "models--organization--anchor"
+        shutil.copytree(saved[1], repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        script = textwrap.dedent("""
+            from trl_sbr import SafetyAnchor
+            print(SafetyAnchor.from_pretrained("organization/anchor").questions)
+            SafetyAnchor.from_pretrained("organization/anchor", revision="a" * 40)
+            SafetyAnchor.from_pretrained("organization/other")
+        """)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+        result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert result.stdout == f"{saved[0].questions}\n"
+        assert "LocalEntryNotFoundError" in result.stderr
 
     def test_truncated_tensor(self, saved):
         file = saved[1] / TENSOR_NAME
@@ -371,9 +391,6 @@ class TestFiles:
             SafetyAnchor.from_pretrained(saved[1])
 
     def test_file_that_is_no_safetensors(self, saved):
-        import hashlib
-        import pickle
-
         data = pickle.dumps({"hidden_states": saved[0].hidden_states})
         (saved[1] / TENSOR_NAME).write_bytes(data)
         edit_config(saved[1], tensor_sha256=hashlib.sha256(data).hexdigest())

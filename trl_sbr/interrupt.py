@@ -20,7 +20,8 @@ class CheckpointOnInterrupt(TrainerCallback):
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested = False  # a signal came
+        self.stopped = False  # and a step has ended since, after which a checkpoint is saved
         self._previous = None
 
     def _handle(self, signum, frame):
@@ -29,6 +30,7 @@ class CheckpointOnInterrupt(TrainerCallback):
         logger.warning("Interrupted: saving a checkpoint after this step. Interrupt again to stop at once.")
 
     def __enter__(self):
+        self.requested = self.stopped = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
@@ -39,5 +41,6 @@ class CheckpointOnInterrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.requested:
+            self.stopped = True
             control.should_save = True
             control.should_training_stop = True

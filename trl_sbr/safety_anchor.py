@@ -151,7 +151,7 @@ def _read_states(model: nn.Module, input_ids: list[list[int]]) -> torch.Tensor:
     return states
 
 
-@dataclass
+@dataclass(eq=False)
 class SafetyAnchor:
     """
     Harmful prompts, and the final hidden states with which the aligned model refuses them: the reference `h_ref` of

@@ -281,8 +281,8 @@ class SBRSFTTrainer(SFTTrainer):
         alone = self.accelerator.num_processes == 1
         with self._on_interrupt if alone else contextlib.nullcontext():
             output = super().train(resume_from_checkpoint, **kwargs)
-        self.interrupted = self._on_interrupt.requested
-        if self.interrupted:
+        self.interrupted = self._on_interrupt.stopped
+        if self._on_interrupt.requested:
             raise KeyboardInterrupt
         return output
 
