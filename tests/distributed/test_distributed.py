@@ -39,12 +39,16 @@ CONFIGURATIONS = [
 ]
 
 
-def run(tmp_path, configurations, port):
+def launch(module, *args, port):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command += ["-m", "tests.distributed.gradient_worker", str(tmp_path), json.dumps(configurations)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command += ["-m", module, *args]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
+
+
+def run(tmp_path, configurations, port):
+    return launch("tests.distributed.gradient_worker", str(tmp_path), json.dumps(configurations), port=port)
 
 
 @pytest.mark.slow
@@ -69,3 +73,11 @@ class TestTwoProcesses:
         result = run(tmp_path, [settings], port=29532)
         assert result.returncode != 0
         assert "Found reentrant gradient checkpointing under several processes" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+class TestSharded:
+    def test_states_and_gradients_are_those_of_the_whole_model(self):
+        result = launch("tests.distributed.sharded_worker", port=29533)
+        assert result.returncode == 0, result.stderr[-3000:]
