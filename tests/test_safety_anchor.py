@@ -192,6 +192,14 @@ class TestVerify:
             anchor.verify(other, tokenizer)
         assert anchor.compare(other, tokenizer).max_relative_error > 0.1
 
+    def test_other_numerics_warn(self, model, tokenizer, caplog):
+        anchor = capture(model, tokenizer)
+        anchor.verify(model, tokenizer)
+        assert not caplog.records
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert 0 < anchor.verify(model, tokenizer).max_relative_error < 0.05
+        assert "captured in {'dtype': 'float32', 'autocast_dtype': None" in caplog.text
+
     def test_other_hidden_size_raises(self, model, tokenizer):
         with pytest.raises(ValueError, match="hidden size 32, found a model with hidden size 64"):
             capture(model, tokenizer).verify(build_model("llama", hidden_size=64), tokenizer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AnchorReport": "safety_anchor",
+    "AnchorReport": "anchor_report",
     "SBRConfig": "sbr_config",
     "SBRSFTTrainer": "sbr_sft_trainer",
     "SafetyAnchor": "safety_anchor",
@@ -19,8 +19,9 @@ _PUBLIC = {
 __all__ = ["AnchorReport", "SBRConfig", "SBRSFTTrainer", "SafetyAnchor", "is_refusal"]
 
 if TYPE_CHECKING:
+    from .anchor_report import AnchorReport
     from .refusal import is_refusal
-    from .safety_anchor import AnchorReport, SafetyAnchor
+    from .safety_anchor import SafetyAnchor
     from .sbr_config import SBRConfig
     from .sbr_sft_trainer import SBRSFTTrainer
 

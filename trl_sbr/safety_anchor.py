@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
 from . import __version__
 from .anchor_files import (
@@ -29,72 +30,16 @@ from .anchor_files import (
     tensor_to_bytes,
     write_anchor,
 )
+from .anchor_report import AnchorCheck, AnchorReport
 from .bottleneck import final_hidden_states, get_unembedding, pad_right, prove_bottleneck
 from .generation import generate_answers
 from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template
 from .refusal import is_refusal
 
 
+logger = logging.get_logger(__name__)
+
 _REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
-
-
-@dataclass
-class AnchorCheck:
-    """
-    How a model stands to one anchor.
-
-    Args:
-        prompt (`str`):
-            The anchor's last user message.
-        relative_error (`float`):
-            `‖h - h_ref‖ / ‖h_ref‖`.
-        cosine (`float`):
-            Cosine similarity of `h` and `h_ref`.
-        refused (`bool`):
-            Whether the model's greedy answer is a refusal.
-        answer (`str`):
-            The start of that answer.
-    """
-
-    prompt: str
-    relative_error: float
-    cosine: float
-    refused: bool
-    answer: str
-
-
-@dataclass
-class AnchorReport:
-    """
-    How a model stands to a [`SafetyAnchor`], anchor by anchor. `str(report)` is a table.
-
-    Args:
-        checks (`list[AnchorCheck]`):
-            One check an anchor.
-    """
-
-    checks: list[AnchorCheck]
-
-    @property
-    def max_relative_error(self) -> float:
-        """Largest relative error over the anchors."""
-        return max(check.relative_error for check in self.checks)
-
-    @property
-    def all_refused(self) -> bool:
-        """Whether every anchor is refused."""
-        return all(check.refused for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-serializable data."""
-        return asdict(self)
-
-    def __str__(self):
-        lines = [f"{'relative error':>14}  {'cosine':>7}  {'refused':>7}  prompt"]
-        for check in self.checks:
-            refused = "yes" if check.refused else "NO"
-            lines.append(f"{check.relative_error:14.2e}  {check.cosine:7.4f}  {refused:>7}  {check.prompt}")
-        return "\n".join(lines)
 
 
 def _numerics(model: nn.Module) -> dict[str, Any]:
@@ -113,9 +58,9 @@ def _numerics(model: nn.Module) -> dict[str, Any]:
 
 
 def _tolerance(*numerics: dict[str, Any]) -> float:
-    """Relative error of a state that the coarsest of some numerics explains, other kernels or batch shapes included."""
+    """Relative error of a state that the coarsest of some numerics explains, other kernels and TF32 included."""
     dtypes = {n["autocast_dtype"] or n["dtype"] for n in numerics}
-    return 1e-3 if dtypes <= {"float32", "float64"} else 5e-2
+    return 2e-3 if dtypes <= {"float32", "float64"} else 5e-2
 
 
 def _reference_model(model: nn.Module, reference: str) -> AbstractContextManager:
@@ -417,6 +362,12 @@ class SafetyAnchor:
                 f"`{self.config.model_name_or_path}` (revision {self.config.model_revision}) in {self._numerics}; the "
                 f"model at hand is `{model.config._name_or_path}` in {numerics}. Load that model in these numerics, or "
                 "capture an anchor on this one."
+            )
+        if numerics != self._numerics:
+            logger.warning(
+                f"The anchor was captured in {self._numerics}, the model at hand computes in {numerics}: their states "
+                f"differ by up to {errors[worst]:.1e} relative, which training would pin. Capture it in the numerics "
+                "of training, e.g. with `trl-sbr anchor` and the training's recipe."
             )
 
     @property

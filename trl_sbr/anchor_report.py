@@ -1,0 +1,64 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class AnchorCheck:
+    """
+    How a model stands to one anchor.
+
+    Args:
+        prompt (`str`):
+            The anchor's last user message.
+        relative_error (`float`):
+            `‖h - h_ref‖ / ‖h_ref‖`.
+        cosine (`float`):
+            Cosine similarity of `h` and `h_ref`.
+        refused (`bool`):
+            Whether the model's greedy answer is a refusal.
+        answer (`str`):
+            The start of that answer.
+    """
+
+    prompt: str
+    relative_error: float
+    cosine: float
+    refused: bool
+    answer: str
+
+
+@dataclass
+class AnchorReport:
+    """
+    How a model stands to a [`SafetyAnchor`], anchor by anchor. `str(report)` is a table.
+
+    Args:
+        checks (`list[AnchorCheck]`):
+            One check an anchor.
+    """
+
+    checks: list[AnchorCheck]
+
+    @property
+    def max_relative_error(self) -> float:
+        """Largest relative error over the anchors."""
+        return max(check.relative_error for check in self.checks)
+
+    @property
+    def all_refused(self) -> bool:
+        """Whether every anchor is refused."""
+        return all(check.refused for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-serializable data."""
+        return asdict(self)
+
+    def __str__(self):
+        lines = [f"{'relative error':>14}  {'cosine':>7}  {'refused':>7}  prompt"]
+        for check in self.checks:
+            refused = "yes" if check.refused else "NO"
+            lines.append(f"{check.relative_error:14.2e}  {check.cosine:7.4f}  {refused:>7}  {check.prompt}")
+        return "\n".join(lines)
