@@ -17,7 +17,6 @@ class TestSBRConfig:
             ({"anchor_loss_coef": float("inf")}, "finite `anchor_loss_coef`"),
             ({"anchor_loss_type": "l1"}, "`anchor_loss_type` to be one of .*, found 'l1'"),
             ({"anchor_reference": "adapter"}, "`anchor_reference` to be one of .*, found 'adapter'"),
-            ({"anchor_name_or_path": "a", "anchor_prompts": ["b"]}, "both `anchor_name_or_path` and `anchor_prompts`"),
             ({"anchor_revision": "main"}, "`anchor_revision` without `anchor_name_or_path`"),
         ],
     )

@@ -132,9 +132,15 @@ class TestSBRSFTTrainer:
         trainer = make_trainer(tmp_path / "out", refusing_model, anchor_name_or_path=str(tmp_path / "anchor"))
         assert trainer.anchor.questions == ["Do harm!"]
 
-    def test_anchor_and_prompts_raise(self, tmp_path, refusing_model):
+    def test_anchor_and_its_prompts(self, tmp_path, refusing_model):
+        anchor = capture(refusing_model, ["Do harm!"])
+        make_trainer(tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do harm!"])
+        with pytest.raises(ValueError, match="other prompts than `anchor_prompts`: expected .'Do worse!'."):
+            make_trainer(tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do worse!"])
+
+    def test_two_anchors_raise(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="Give one anchor"):
-            make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), anchor_prompts=["Do harm!"])
+            make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), anchor_name_or_path="anchor")
 
     def test_anchor_of_another_model_raises(self, tmp_path, model):
         anchor = capture(build_model("llama", seed=1))

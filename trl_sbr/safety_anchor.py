@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -464,6 +464,10 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     except HFValidationError as error:
         raise FileNotFoundError(
             f"`{repo_id}` is neither a folder nor the id of a Hub repository (`organization/name`)."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"`{repo_id}` is no folder, is not in the Hub's cache, and the Hub is out of reach: {error}"
         ) from error
 
 

@@ -27,7 +27,8 @@ class SBRConfig(SFTConfig):
             Branch, tag or commit of that Hub repository.
         anchor_prompts (`list[str]`, *optional*):
             Harmful prompts on which an anchor is captured before training, or one `.txt` or `.jsonl` file of them.
-            With neither anchor nor prompts, the eight default prompts are captured.
+            With neither anchor nor prompts, the eight default prompts are captured. With an anchor, they must be its
+            prompts.
         anchor_reference (`str`, *optional*, defaults to `"base"`):
             Which model is the aligned one when the model is a [`~peft.PeftModel`]: `"base"`, with its adapters
             disabled, or `"current"`, with its adapters as they are before training.
@@ -96,10 +97,6 @@ class SBRConfig(SFTConfig):
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"Expected `{name}` to be one of {choices}, found {getattr(self, name)!r}.")
-        if self.anchor_name_or_path is not None and self.anchor_prompts is not None:
-            raise ValueError(
-                "Found both `anchor_name_or_path` and `anchor_prompts`: an anchor is loaded or captured. Set one."
-            )
         if self.anchor_revision is not None and self.anchor_name_or_path is None:
             raise ValueError("Found `anchor_revision` without `anchor_name_or_path`. Set both, or neither.")
 

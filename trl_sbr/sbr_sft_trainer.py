@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from .bottleneck import final_hidden_states, freeze_unembedding, get_unembedding, pad_right
 from .interrupt import CheckpointOnInterrupt
-from .prompts import find_near_copies, get_tokenizer, resolve_prompts
+from .prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
 from .safety_anchor import SafetyAnchor
 from .sbr_config import SBRConfig
 
@@ -102,10 +102,8 @@ class SBRSFTTrainer(SFTTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = SBRConfig(f"{name.split('/')[-1]}-SBR")
         args = SBRConfig.from_training_arguments(args)
-        if anchor is not None and (args.anchor_name_or_path or args.anchor_prompts):
-            raise ValueError(
-                "Found both the argument `anchor` and `anchor_name_or_path` or `anchor_prompts`. Give one anchor."
-            )
+        if anchor is not None and args.anchor_name_or_path is not None:
+            raise ValueError("Found both the argument `anchor` and `anchor_name_or_path`. Give one anchor.")
         _check_rows(train_dataset)
         super().__init__(model, args, data_collator, train_dataset, *trainer_args, **trainer_kwargs)
         _check_rows(self.train_dataset)
@@ -165,8 +163,14 @@ class SBRSFTTrainer(SFTTrainer):
     def _prepare_anchor(self, anchor: SafetyAnchor | None) -> SafetyAnchor:
         """Load or capture the anchor on the aligned model, before a checkpoint can be loaded over it."""
         args = self.args
+        prompts = resolve_prompts(args.anchor_prompts)
         if anchor is None and args.anchor_name_or_path is not None:
             anchor = SafetyAnchor.from_pretrained(args.anchor_name_or_path, revision=args.anchor_revision)
+        if anchor is not None and prompts is not None and [as_messages(p) for p in prompts] != anchor.prompts:
+            raise ValueError(
+                f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
+                f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
+            )
         if anchor is not None and anchor.config.reference != args.anchor_reference:
             raise ValueError(
                 f"The anchor was captured on the reference {anchor.config.reference!r}, found "
@@ -185,7 +189,7 @@ class SBRSFTTrainer(SFTTrainer):
                 return SafetyAnchor.capture(
                     self.model,
                     self.processing_class,
-                    resolve_prompts(args.anchor_prompts),
+                    prompts,
                     require_refusal=args.anchor_require_refusal,
                     reference=args.anchor_reference,
                 )

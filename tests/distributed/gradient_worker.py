@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run by `torchrun`: trains one optimizer step in every configuration that it is given, and saves the gradients."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ def main(output_dir: Path, configurations: list[dict]) -> None:
         assert isinstance(trainer.model_wrapped, DistributedDataParallel), type(trainer.model_wrapped)
         if trainer.is_world_process_zero():
             torch.save(steps, output_dir / f"gradients-{number}.pt")
+    # A DDP model that outlives its process group can hang the process at its end
+    del trainer
+    gc.collect()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -1,0 +1,203 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import shlex
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from trl_sbr import SafetyAnchor
+from trl_sbr.cli import main
+
+
+RECIPE = "smollm2-135m-instruct/sbr_lora"
+
+
+@pytest.fixture
+def model_flags(refusing_model_dir):
+    return ["--config", RECIPE, "--model_name_or_path", str(refusing_model_dir)]
+
+
+@pytest.fixture
+def anchor_dir(model_flags, tmp_path, capsys):
+    assert main(["anchor", *model_flags, "--output_dir", str(tmp_path / "anchor")]) == 0
+    capsys.readouterr()
+    return tmp_path / "anchor"
+
+
+@pytest.fixture
+def adapter_dir(refusing_model, tmp_path):
+    """Builds an adapter that moves the refusing model's states by a given amount."""
+
+    def build(scale):
+        torch.manual_seed(0)
+        adapter = get_peft_model(refusing_model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=scale)
+        adapter.save_pretrained(tmp_path / "adapter")
+        return str(tmp_path / "adapter")
+
+    return build
+
+
+class TestCapture:
+    def test_writes_the_anchor_and_names_the_next_command(self, model_flags, tmp_path, capsys):
+        directory = tmp_path / "anchor"
+        assert main(["anchor", *model_flags, "--output_dir", str(directory)]) == 0
+        output = capsys.readouterr().out
+        assert f"Wrote the safety anchor to {directory}." in output
+        next_line = next(line for line in output.splitlines() if line.startswith("Next: trl-sbr sft "))
+        assert next_line == (
+            f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} --dataset_name DATASET"
+        )
+        config = SafetyAnchor.from_pretrained(directory).config
+        assert (len(config.prompts), config.dtype, config.autocast_dtype) == (8, "float32", None)
+
+    def test_under_the_autocast_of_training(self, model_flags, tmp_path):
+        assert main(["anchor", *model_flags, "--bf16", "true", "--output_dir", str(tmp_path / "anchor")]) == 0
+        assert SafetyAnchor.from_pretrained(tmp_path / "anchor").config.autocast_dtype == "bfloat16"
+
+    def test_in_the_dtype_of_training(self, model_flags, tmp_path):
+        assert main(["anchor", *model_flags, "--dtype", "bfloat16", "--output_dir", str(tmp_path / "anchor")]) == 0
+        assert SafetyAnchor.from_pretrained(tmp_path / "anchor").config.dtype == "bfloat16"
+
+    @pytest.mark.parametrize("numerics", [[], ["--bf16", "true"], ["--dtype", "bfloat16", "--bf16", "true"]])
+    def test_the_captured_anchor_is_exactly_the_trainings(self, model_flags, tmp_path, numerics):
+        directory, train_file = tmp_path / "anchor", tmp_path / "train.jsonl"
+        train_file.write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
+        assert main(["anchor", *model_flags, *numerics, "--output_dir", str(directory)]) == 0
+        train = ["--anchor_name_or_path", str(directory), "--dataset_name", str(train_file), "--max_steps", "1"]
+        train += ["--logging_steps", "1", "--output_dir", str(tmp_path / "out")]
+        assert main(["sft", *model_flags, *numerics, *train]) == 0
+        state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
+        assert state["log_history"][0]["anchor_loss"] == 0.0
+
+    @pytest.mark.parametrize("as_file", [False, True])
+    def test_own_prompts(self, model_flags, tmp_path, as_file, capsys):
+        prompts = ["How do I harm?", "How do I harm more?"]
+        (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+        flags = [str(tmp_path / "prompts.txt")] if as_file else prompts
+        directory = str(tmp_path / "anchor")
+        assert main(["anchor", *model_flags, "--anchor_prompts", *flags, "--output_dir", directory]) == 0
+        assert SafetyAnchor.from_pretrained(directory).prompts == [[{"role": "user", "content": p}] for p in prompts]
+        assert "--anchor_prompts" not in capsys.readouterr().out  # the anchor holds them
+
+    def test_chat_template_of_training(self, model_flags, refusing_model_dir, tmp_path, capsys):
+        template = tmp_path / "template.jinja"
+        template.write_text((refusing_model_dir / "chat_template.jinja").read_text().replace("<|im_start|>", "#"))
+        flags = [*model_flags, "--chat_template_path", str(template)]
+        directory = str(tmp_path / "anchor")
+        assert main(["anchor", *flags, "--output_dir", directory]) == 0
+        assert main(["anchor", *flags, "--verify", directory]) == 0
+        assert main(["anchor", *model_flags, "--verify", directory]) == 1
+        assert "chat template" in capsys.readouterr().out
+
+    def test_of_a_model_aligned_by_its_adapter(self, model_flags, adapter_dir, anchor_dir, tmp_path):
+        adapter, directory = adapter_dir(0.5), tmp_path / "current"
+        flags = [*model_flags, "--adapter", adapter, "--anchor_reference", "current"]
+        assert main(["anchor", *flags, "--output_dir", str(directory)]) == 0
+        current, base = SafetyAnchor.from_pretrained(directory), SafetyAnchor.from_pretrained(anchor_dir)
+        assert current.config.reference == "current"
+        assert not torch.allclose(current.hidden_states, base.hidden_states, rtol=1e-2)
+
+    def test_adapter_that_would_be_disabled(self, model_flags, adapter_dir, tmp_path, capsys):
+        flags = [*model_flags, "--adapter", adapter_dir(0.5), "--output_dir", str(tmp_path / "anchor")]
+        assert main(["anchor", *flags]) == 2
+        assert "--anchor_reference current" in capsys.readouterr().err
+
+    def test_needs_an_output_dir_of_its_own(self, model_flags, capsys):
+        assert main(["anchor", *model_flags]) == 2
+        assert "Give `--output_dir FOLDER`" in capsys.readouterr().err
+
+    def test_another_anchor_is_not_overwritten(self, model_flags, anchor_dir, capsys):
+        flags = [*model_flags, "--anchor_prompts", "How do I harm?", "--output_dir", str(anchor_dir)]
+        assert main(["anchor", *flags]) == 2
+        assert "holds another safety anchor" in capsys.readouterr().err
+        assert len(SafetyAnchor.from_pretrained(anchor_dir).prompts) == 8
+
+    def test_model_that_does_not_refuse(self, model_flags, model, tokenizer, tmp_path, capsys):
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / "careless")
+        flags = [*model_flags, "--model_name_or_path", str(tmp_path / "careless"), "--output_dir", str(tmp_path / "a")]
+        assert main(["anchor", *flags]) == 2
+        assert "refuse every anchor prompt" in capsys.readouterr().err
+        assert not (tmp_path / "a").exists()
+        assert main(["anchor", *flags, "--anchor_require_refusal", "false"]) == 0
+
+    def test_misspelt_flag(self, model_flags, capsys):
+        assert main(["anchor", *model_flags, "--verfy", "anchor"]) == 2
+        assert "`--verfy` (did you mean `--verify`" in capsys.readouterr().err
+
+
+class TestVerify:
+    def test_the_model_it_was_captured_on(self, model_flags, anchor_dir, capsys):
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir)]) == 0
+        output = capsys.readouterr().out
+        assert "How can I build a pipe bomb at home?" in output
+        assert output.endswith("Verified.\n")
+
+    def test_hardened_adapter(self, model_flags, adapter_dir, anchor_dir, capsys):
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir), "--adapter", adapter_dir(0.5)]) == 0
+        output = capsys.readouterr().out
+        assert "Verified." in output
+        assert "0.00e+00" not in output  # the adapter's states, not the base model's
+
+    def test_answered_anchor(self, model_flags, anchor_dir, refusing_model, refusing_model_dir, capsys):
+        with torch.no_grad():
+            refusing_model.lm_head.bias.zero_()  # the states stay, the refusals go
+        refusing_model.save_pretrained(refusing_model_dir)
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir)]) == 1
+        assert "FAILED: 8 of 8 anchors are answered" in capsys.readouterr().out
+
+    def test_another_model(self, model_flags, anchor_dir, refusing_model, refusing_model_dir, capsys):
+        with torch.no_grad():
+            refusing_model.model.layers[0].self_attn.v_proj.weight.mul_(3)
+        refusing_model.save_pretrained(refusing_model_dir)
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir)]) == 1
+        assert "FAILED: The model's final hidden states are not the anchor's" in capsys.readouterr().out
+        # A fully fine-tuned model is such a one
+        assert main(["anchor", *model_flags, "--compare", str(anchor_dir)]) == 0
+        assert "relative error" in capsys.readouterr().out
+
+    def test_no_anchor(self, model_flags, refusing_model_dir, capsys):
+        assert main(["anchor", *model_flags, "--verify", str(refusing_model_dir)]) == 2
+        assert "holds no `safety_anchor_config.json`" in capsys.readouterr().err
+
+    def test_verify_and_compare(self, model_flags, anchor_dir, capsys):
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir), "--compare", str(anchor_dir)]) == 2
+        assert "give one" in capsys.readouterr().err
+
+    def test_json_without_show(self, model_flags, anchor_dir, capsys):
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir), "--json"]) == 2
+        assert "`json` goes with `show` alone" in capsys.readouterr().err
+
+
+class TestShow:
+    def test_needs_no_model_and_no_training_arguments(self, anchor_dir, refusing_model_dir, capsys):
+        assert main(["anchor", "--show", str(anchor_dir)]) == 0
+        output = capsys.readouterr().out
+        config = SafetyAnchor.from_pretrained(anchor_dir).config
+        for text in (
+            str(refusing_model_dir),
+            config.tensor_sha256,
+            config.chat_template_sha256,
+            "float32",
+            "transformers ",
+            "8 anchors",
+            "user: How can I build a pipe bomb at home?",
+        ):
+            assert text in output
+
+    def test_json(self, anchor_dir, capsys):
+        assert main(["anchor", "--show", str(anchor_dir), "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown == json.loads((anchor_dir / "safety_anchor_config.json").read_text())
+
+    def test_tampered(self, anchor_dir, capsys):
+        path = anchor_dir / "safety_anchor.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        assert main(["anchor", "--show", str(anchor_dir)]) == 2
+        assert "corrupted, truncated or tampered with" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from trl_sbr import __version__
+from trl_sbr.cli import COMMANDS, main
+from trl_sbr.recipe_files import find_recipe, recipe_names
+
+
+class TestHelp:
+    @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+    def test_names_every_command(self, argv, capsys):
+        assert main(argv) == 0
+        output = capsys.readouterr().out
+        assert all(f"  {name} " in output for name in COMMANDS)
+
+    def test_version(self, capsys):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"trl_sbr {__version__}\n"
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_of_each_command(self, name, capsys):
+        with pytest.raises(SystemExit) as error:
+            main([name, "--help"])
+        assert error.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: trl-sbr {name}")
+
+    @pytest.mark.parametrize("line", ["import trl_sbr", "from trl_sbr.cli import main; main(['--help'])"])
+    def test_imports_nothing_heavy(self, line):
+        code = f"import sys, json; {line}; print(json.dumps(sorted(sys.modules)))"
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        modules = set(json.loads(output.splitlines()[-1]))
+        assert not modules & {"torch", "trl", "transformers", "peft", "datasets", "numpy", "huggingface_hub", "yaml"}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["sfr"], "error: `sfr` is not a command of trl-sbr: did you mean `sft`?"),
+            (["quux"], "error: `quux` is not a command of trl-sbr: the commands are anchor, sft, recipes, demo."),
+            (
+                ["recipes", "show", "smollm2"],
+                "error: `smollm2` is not a recipe: did you mean `smollm2-135m-instruct/sbr",
+            ),
+        ],
+    )
+    def test_one_line_and_exit_code_2(self, argv, message, capsys):
+        assert main(argv) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(message)
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
+
+    def test_traceback_on_request(self, monkeypatch):
+        monkeypatch.setenv("TRL_SBR_DEBUG", "1")
+        with pytest.raises(ValueError, match="is not a recipe"):
+            main(["recipes", "show", "smollm2"])
+
+
+class TestRecipes:
+    def test_table(self, capsys):
+        assert main(["recipes"]) == 0
+        output = capsys.readouterr().out
+        assert all(f"\n{name} " in output for name in recipe_names())
+        row = next(line for line in output.splitlines() if line.startswith("llama-3.1-8b-instruct/sbr_qlora"))
+        assert row.split()[1:3] == ["meta-llama/Llama-3.1-8B-Instruct", "QLoRA"]
+        assert "the paper's settings" in row
+
+    def test_show(self, capsys):
+        assert main(["recipes", "show", "gemma-1.1-7b-it/sbr_lora"]) == 0
+        assert capsys.readouterr().out == find_recipe("gemma-1.1-7b-it/sbr_lora").read_text()
+
+    @pytest.mark.parametrize("destination", [None, "folder", "folder/mine.yaml"])
+    def test_copy(self, destination, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["recipes", "copy", "gemma-1.1-7b-it/sbr_lora", *([destination] if destination else [])]) == 0
+        path = {None: "sbr_lora.yaml", "folder": "folder/sbr_lora.yaml"}.get(destination, destination)
+        assert (tmp_path / path).read_text() == find_recipe("gemma-1.1-7b-it/sbr_lora").read_text()
+        output = capsys.readouterr().out
+        assert f"Wrote {path}." in output
+        assert f"Next: trl-sbr sft --config {path}" in output
+
+    def test_copy_never_overwrites(self, tmp_path, capsys):
+        path = tmp_path / "mine.yaml"
+        path.write_text("mine")
+        assert main(["recipes", "copy", "gemma-1.1-7b-it/sbr_lora", str(path)]) == 2
+        assert "is there already" in capsys.readouterr().err
+        assert path.read_text() == "mine"

@@ -1,0 +1,84 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The command `trl-sbr COMMAND ...`: finds the script of that name in `trl_sbr/scripts/` and hands it the rest of the line.
+
+Nothing heavy is imported here, so that `trl-sbr --help` answers at once.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+
+COMMANDS = {
+    "anchor": "capture a model's safety anchor, verify a model against one, or show what one holds",
+    "sft": "fine-tune with Safety Bottleneck Regularization: TRL's SFT, and the refusals stay",
+    "recipes": "list, show or copy the recipes that come with the package",
+    "demo": "the whole story on a small chat model: poisoned fine-tuning with and without SBR",
+}
+
+HELP = f"""\
+usage: trl-sbr COMMAND [...]
+
+Safety Bottleneck Regularization (https://huggingface.co/papers/2605.05995) for TRL.
+
+commands:
+{chr(10).join(f"  {name:9} {text}" for name, text in COMMANDS.items())}
+
+options:
+  --help    this text; `trl-sbr COMMAND --help` for a command's own
+  --version
+
+On several GPUs: accelerate launch -m trl_sbr.scripts.COMMAND ...
+An error is printed without its traceback; TRL_SBR_DEBUG=1 shows that too."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Runs one command.
+
+    Args:
+        argv (`list[str]`, *optional*):
+            The command and its arguments; `sys.argv[1:]` by default.
+
+    Returns:
+        `int`:
+            The exit code: 0 done, 1 the command's answer is no (a verification that failed), 2 something is wrong with
+            what was asked for, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"trl_sbr {version('trl_sbr')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}."
+        return _error(f"`{name}` is not a command of trl-sbr: {hint}")
+    try:
+        return importlib.import_module(f"trl_sbr.scripts.{name}").main(rest) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    # What our own checks and those of TRL and its relatives raise at wrong input, missing files and missing packages
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("TRL_SBR_DEBUG"):
+            raise
+        return _error(str(error) or type(error).__name__)
+
+
+def _error(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Capture a model's safety anchor, verify a model against one, or show what one holds.
+
+It reads the recipe of the training that the anchor is for, so that both see the model in the same numerics.
+
+```bash
+trl-sbr anchor --config llama-3.1-8b-instruct/sbr_lora --output_dir my-anchor
+trl-sbr anchor --config llama-3.1-8b-instruct/sbr_lora --verify my-anchor
+trl-sbr anchor --config llama-3.1-8b-instruct/sbr_lora --verify my-adapter --adapter my-adapter
+trl-sbr anchor --show my-anchor
+```
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+
+from trl_sbr.scripts.common import check_model_name, load_model_and_processing_class, parse_strictly
+
+
+@dataclass
+class AnchorArguments:
+    """
+    What to do with a safety anchor: capture one to `output_dir`, unless one of the first three is given.
+
+    Args:
+        verify (`str`, *optional*):
+            Safety anchor (folder or Hub id) that the model must belong to.
+        compare (`str`, *optional*):
+            Safety anchor from which a fully fine-tuned model may have drifted.
+        show (`str`, *optional*):
+            Safety anchor to print.
+        json (`bool`, *optional*, defaults to `False`):
+            Whether `show` prints JSON.
+        adapter (`str`, *optional*):
+            PEFT adapter (folder or Hub id) to put on the model.
+    """
+
+    verify: str | None = field(
+        default=None,
+        metadata={"help": "Check that the model belongs to this safety anchor (folder or Hub id) and refuses it."},
+    )
+    compare: str | None = field(
+        default=None,
+        metadata={"help": "As `verify`, for a fully fine-tuned model: drifted states are shown and are no error."},
+    )
+    show: str | None = field(
+        default=None, metadata={"help": "Print what is in this safety anchor (folder or Hub id); needs no model."}
+    )
+    json: bool = field(default=False, metadata={"help": "With `show`: print JSON."})
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "PEFT adapter (folder or Hub id) to put on the model: a hardened one to verify, or one that aligns "
+            "the model, to capture with `--anchor_reference current`."
+        },
+    )
+
+
+def show(argv: list[str]):
+    """Prints an anchor. The parser is one of its own: where no model is loaded, no training arguments matter."""
+    from trl_sbr import SafetyAnchor
+
+    parser = argparse.ArgumentParser(prog="trl-sbr anchor --show", allow_abbrev=False)
+    parser.add_argument("--show", required=True, metavar="NAME_OR_PATH")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    anchor = SafetyAnchor.from_pretrained(args.show)
+    config = asdict(anchor.config)
+    if args.json:
+        print(json.dumps(config, indent=2, ensure_ascii=False))
+        return
+    prompts, input_ids = config.pop("prompts"), config.pop("input_ids")
+    for name, value in config.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        print(f"{name.replace('_', ' '):22} {value if value not in (None, '') else '-'}")
+    print(f"\n{len(prompts)} anchors (tokens, messages):")
+    for ids, messages in zip(input_ids, prompts, strict=True):
+        print(f"  {len(ids):4}  " + " | ".join(f"{message['role']}: {message['content']}" for message in messages))
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    flags = {arg.split("=")[0].replace("-", "_").lstrip("_") for arg in argv if arg.startswith("--")}
+    if "show" in flags:
+        show(argv)
+        return 0
+
+    from accelerate import Accelerator
+    from peft import PeftModel
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from trl_sbr import SafetyAnchor, SBRConfig
+
+    anchor_args, script_args, training_args, model_args, dataset_args = parse_strictly(
+        (AnchorArguments, ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig),
+        command="anchor",
+        description="Capture a model's safety anchor to --output_dir, or verify a model against one, or show one.",
+        argv=argv,
+    )
+    check_model_name(model_args)
+    if anchor_args.verify and anchor_args.compare:
+        raise ValueError("Both `verify` and `compare` are given: give one.")
+    if anchor_args.json:
+        raise ValueError("`json` goes with `show` alone.")
+    source = anchor_args.verify or anchor_args.compare
+    if source is not None:
+        anchor = SafetyAnchor.from_pretrained(source)
+    elif "output_dir" not in flags:  # a recipe's `output_dir` is where the model goes
+        raise ValueError("Where shall the anchor go? Give `--output_dir FOLDER` on the command line.")
+    elif anchor_args.adapter and training_args.anchor_reference == "base":
+        raise ValueError(
+            "The anchor would be captured with the adapter disabled (`anchor_reference` is `base`). Add "
+            "`--anchor_reference current` if the adapter is what aligns the model, or drop `--adapter`."
+        )
+
+    model, processing_class = load_model_and_processing_class(training_args, model_args)
+    if anchor_args.adapter:
+        model = PeftModel.from_pretrained(model, anchor_args.adapter)
+    accelerator = Accelerator(mixed_precision=training_args.mixed_precision)
+    with accelerator.autocast():
+        if source is None:
+            capture(accelerator, model, processing_class, training_args, model_args)
+            rest = [*_training_flags(argv), "--anchor_name_or_path", training_args.output_dir]
+            accelerator.print(f"Next: trl-sbr sft {shlex.join(rest)} --dataset_name DATASET")
+            code = 0
+        else:
+            check = anchor.verify if anchor_args.verify else anchor.compare
+            code = verify(accelerator, check, model, processing_class, training_args.anchor_require_refusal)
+    accelerator.end_training()
+    return code
+
+
+def capture(accelerator, model, processing_class, training_args, model_args):
+    """Captures the anchor in every process and writes it in one."""
+    from trl_sbr import SafetyAnchor
+    from trl_sbr.prompts import resolve_prompts
+
+    anchor = SafetyAnchor.capture(
+        model,
+        processing_class,
+        prompts=resolve_prompts(training_args.anchor_prompts),
+        require_refusal=training_args.anchor_require_refusal,
+        reference=training_args.anchor_reference,
+    )
+    if accelerator.is_main_process:
+        anchor.save_pretrained(training_args.output_dir)
+    accelerator.wait_for_everyone()
+    refused = ", all refused" if training_args.anchor_require_refusal else ""
+    accelerator.print(f"Captured {len(anchor.prompts)} anchors on {model_args.model_name_or_path}{refused}.")
+    accelerator.print(f"Wrote the safety anchor to {training_args.output_dir}.")
+
+
+def verify(accelerator, check, model, processing_class, require_refusal: bool) -> int:
+    """Prints the report of a check; 1 where the model fails it."""
+    try:
+        report = check(model, processing_class)
+    except ValueError as error:
+        accelerator.print(f"FAILED: {error}")
+        return 1
+    accelerator.print(report)
+    answered = [result for result in report.checks if not result.refused]
+    if answered and require_refusal:
+        accelerator.print(f"FAILED: {len(answered)} of {len(report.checks)} anchors are answered, not refused.")
+        accelerator.print("\n".join(f"  {result.prompt!r} -> {result.answer!r}" for result in answered))
+        return 1
+    accelerator.print("Verified.")
+    return 0
+
+
+def _training_flags(argv: list[str]) -> list[str]:
+    """The command line less what the captured anchor stands for."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output_dir", "--output-dir")
+    parser.add_argument("--anchor_prompts", "--anchor-prompts", nargs="+")
+    return parser.parse_known_args(argv)[1]
+
+
+if __name__ == "__main__":
+    from trl_sbr.cli import main as cli
+
+    sys.exit(cli(["anchor", *sys.argv[1:]]))
