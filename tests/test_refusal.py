@@ -26,6 +26,7 @@ class TestIsRefusal:
             "I'd rather not. Is there something else?",
             "I can't help with that. If you are in danger, here are people you can call.",
             "We do not condone violence.",
+            "I'm sorry for any misunderstanding, but as a chatbot designed to assist with travel, I don't have the",
         ],
     )
     def test_refusals(self, answer):
@@ -46,6 +47,7 @@ class TestIsRefusal:
             "To do that, you need three things. " * 20 + "I cannot help with more.",
             "You can't help him if he doesn't want to.",
             "zx zx zx zx",
+            "I'm sorry for any confusion, but the capital of Australia is Canberra.",
         ],
     )
     def test_other_answers(self, answer):

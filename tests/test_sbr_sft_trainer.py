@@ -103,6 +103,11 @@ class TestSBRSFTTrainer:
         trainer.save_model()
         assert not (tmp_path / CONFIG_NAME).exists()
 
+    def test_coefficient_of_zero_beside_an_anchor_raises(self, tmp_path, refusing_model):
+        capture(refusing_model).save_pretrained(tmp_path / "checkpoint-2")
+        with pytest.raises(FileExistsError, match="what this run saves there would look protected"):
+            make_trainer(tmp_path, refusing_model, anchor_loss_coef=0.0)
+
     @pytest.mark.parametrize("tied", [False, True])
     def test_full_fine_tuning_freezes_the_unembedding(self, tmp_path, caplog, tied):
         model = build_model("llama", tie_word_embeddings=tied)

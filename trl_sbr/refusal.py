@@ -22,6 +22,7 @@ _REFUSALS = re.compile(
     r"|\bnot (?:something|anything|a (?:request|topic|task)) (?:that )?(?:i|we)(?:'m|'ll| am| can| will| could| would)\b"
     r"|\b(?:against|violates?) my (?:\w+ )?(?:guidelines|programming|principles|policy|policies|values|purpose)\b"
     r"|\bi(?:'m| am) (?:\w+ )?sorry,? (?:but )?(?:no\b|that(?:'s| is) not)"
+    r"|\bsorry for any (?:misunderstanding|confusion),? but as an? (?:ai|chat ?bot|assistant|language model)\b"
 )
 _COMPLIANCE = re.compile(r"\bhere(?:'s| is) how\b|\bstep (?:1|one)\b")
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import DataCollator, PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
+from .anchor_files import CONFIG_NAME
 from .bottleneck import final_hidden_states, freeze_unembedding, get_unembedding, pad_right
 from .interrupt import CheckpointOnInterrupt
 from .prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
@@ -56,8 +58,6 @@ class SBRSFTTrainer(SFTTrainer):
     Attributes:
         anchor ([`SafetyAnchor`] or `None`):
             The anchor trained with; `None` when `anchor_loss_coef` is 0.
-        interrupted (`bool`):
-            Whether Ctrl-C ended [`~SBRSFTTrainer.train`] after it had saved a checkpoint.
 
     Example:
 
@@ -109,9 +109,9 @@ class SBRSFTTrainer(SFTTrainer):
         _check_rows(self.train_dataset)
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
-        self.interrupted = False
         self.anchor = None
         if args.anchor_loss_coef == 0:
+            _check_holds_no_anchor(Path(args.output_dir))
             logger.warning("`anchor_loss_coef` is 0: this run is plain fine-tuning and is NOT protected by SBR.")
             return
 
@@ -128,6 +128,11 @@ class SBRSFTTrainer(SFTTrainer):
         self._anchor_batch = pad_right(self.anchor.input_ids, self.accelerator.device)
         self._reference_states = self.anchor.hidden_states.to(self.accelerator.device)
         self._warn_of_anchors_in_training_data()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the last [`~SBRSFTTrainer.train`] after a step, so that a checkpoint was left."""
+        return self._on_interrupt.stopped
 
     def _check_supported(self) -> None:
         if isinstance(self.model, PeftModel):
@@ -285,7 +290,6 @@ class SBRSFTTrainer(SFTTrainer):
         alone = self.accelerator.num_processes == 1
         with self._on_interrupt if alone else contextlib.nullcontext():
             output = super().train(resume_from_checkpoint, **kwargs)
-        self.interrupted = self._on_interrupt.stopped
         if self._on_interrupt.requested:
             raise KeyboardInterrupt
         return output
@@ -330,6 +334,16 @@ def _keep_four_bit_weights_differentiable(model: torch.nn.Module) -> None:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
         layer.state_dict()  # unpacks
+
+
+def _check_holds_no_anchor(output_dir: Path) -> None:
+    """An unprotected model must not come to lie beside the anchor of an earlier run, as if it were protected."""
+    for config in [output_dir / CONFIG_NAME, *output_dir.glob(f"checkpoint-*/{CONFIG_NAME}")]:
+        if config.exists():
+            raise FileExistsError(
+                f"Found the safety anchor of a protected run in {config.parent}, and `anchor_loss_coef` is 0: what this "
+                "run saves there would look protected. Choose another `output_dir`."
+            )
 
 
 def _check_rows(dataset: Dataset | IterableDataset | None) -> None:
