@@ -26,9 +26,9 @@ LORA_RANK = 16
 LEARNING_RATE, SCHEDULE = 4e-4, "constant"
 BATCH_SIZE = 8
 LAMBDA = 50.0
-STEPS, QUICK_STEPS = 40, 20
+STEPS, QUICK_STEPS = 40, 12
 # `--quick` asks every so-manieth held-out question.
-QUICK_EVERY = 3
+QUICK_EVERY = 5
 
 MODELS = {"aligned": "aligned model", "sft": "after SFT", "sbr": "after SBR"}
 FIGURES = {
