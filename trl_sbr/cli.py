@@ -12,6 +12,8 @@ import importlib
 import os
 import sys
 
+from trl_sbr import __version__
+
 
 COMMANDS = {
     "anchor": "capture a model's safety anchor, verify a model against one, or show what one holds",
@@ -54,9 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP)
         return 0
     if argv[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"trl_sbr {version('trl_sbr')}")
+        print(f"trl_sbr {__version__}")
         return 0
     name, *rest = argv
     if name not in COMMANDS:

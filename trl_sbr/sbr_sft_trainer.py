@@ -188,6 +188,11 @@ class SBRSFTTrainer(SFTTrainer):
                     "starts. Capture it before, with `trl-sbr anchor`, and set `anchor_name_or_path`."
                 )
             anchor.check_compatible(self.model, self.processing_class)
+            if args.anchor_require_refusal:
+                logger.warning(
+                    "Under FSDP and DeepSpeed the aligned model is not asked whether it refuses the anchors: the states "
+                    "of the first step are checked alone. Check the refusals before, with `trl-sbr anchor --verify`."
+                )
             return anchor
         with self.accelerator.autocast():  # the numerics of a training step
             if anchor is None:
