@@ -184,7 +184,9 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
 
 
 @torch.no_grad()
-def lay_out(model: nn.Module, input_ids: list[list[int]], tolerance: float) -> PromptBatch:
+def lay_out(
+    model: nn.Module, input_ids: list[list[int]], tolerance: float, wrapped: nn.Module | None = None
+) -> PromptBatch:
     """
     Lay out prompts in the cheapest way that this model takes: in one row with a shared prefix where its attention is
     torch's `scaled_dot_product_attention` and the states come out as those of padded rows, else in padded rows.
@@ -196,6 +198,8 @@ def lay_out(model: nn.Module, input_ids: list[list[int]], tolerance: float) -> P
             Token ids of each prompt.
         tolerance (`float`):
             Largest relative error of a state that is put down to the numerics.
+        wrapped (`torch.nn.Module`, *optional*):
+            The model as it is called in training, see [`final_hidden_states`]. Defaults to `model`.
 
     Returns:
         [`PromptBatch`]: The prompts.
@@ -205,7 +209,7 @@ def lay_out(model: nn.Module, input_ids: list[list[int]], tolerance: float) -> P
         return padded
     # A sliding window shorter than the row, or positions counted from the mask, show in the states
     packed, unembedding = share_prefix(input_ids, model.device), get_unembedding(model)
-    expected, found = (final_hidden_states(model, unembedding, batch) for batch in (padded, packed))
+    expected, found = (final_hidden_states(wrapped or model, unembedding, batch) for batch in (padded, packed))
     return packed if relative_errors(found, expected).max() <= tolerance else padded
 
 

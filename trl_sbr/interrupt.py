@@ -1,11 +1,13 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C that leaves a checkpoint."""
+"""Runs that are cut off: Ctrl-C leaves a checkpoint, and one that a kill left half-written is passed over."""
 
 import signal
 import threading
+from pathlib import Path
 
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 
@@ -44,3 +46,25 @@ class CheckpointOnInterrupt(TrainerCallback):
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
+
+
+def find_last_checkpoint(output_dir: str | Path) -> str:
+    """
+    Find the last complete checkpoint of a run.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+
+    Returns:
+        `str`: Folder of the checkpoint.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    checkpoints = sorted(Path(output_dir).glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for checkpoint in reversed(checkpoints):
+        if (checkpoint / TRAINER_STATE_NAME).is_file():  # `Trainer` writes it last
+            return str(checkpoint)
+        logger.warning(f"Passed over {checkpoint}, which was left half-written: it has no `{TRAINER_STATE_NAME}`.")
+    raise ValueError(f"No valid checkpoint found in {output_dir}, so there is nothing to resume. Start the run anew.")

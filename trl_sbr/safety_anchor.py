@@ -377,9 +377,9 @@ class SafetyAnchor:
             states = _read_states(model, self.input_ids)
         self.check_states(states, model)
 
-    def lay_out(self, model: nn.Module) -> PromptBatch:
+    def lay_out(self, model: nn.Module, wrapped: nn.Module) -> PromptBatch:
         """Lay out the anchor prompts as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
-        return lay_out(model, self.input_ids, _tolerance(_numerics(model)))
+        return lay_out(model, self.input_ids, _tolerance(_numerics(model)), wrapped)
 
     def reference_model(self, model: nn.Module) -> AbstractContextManager:
         """Context in which `model` is the one the anchor was captured on: the adapters off, or as they are."""

@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,14 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from transformers import DataCollator, PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 
 from .anchor_files import CONFIG_NAME
 from .artifact import push_folder, write_card
-from .bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding, pad_right
+from .bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
 from .cards import PAPER, REPORT_NAME
-from .hub import resolve_commit
-from .interrupt import CheckpointOnInterrupt
+from .interrupt import CheckpointOnInterrupt, find_last_checkpoint
 from .prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
 from .run_record import make_record, write_record
 from .safety_anchor import SafetyAnchor
@@ -126,8 +126,8 @@ class SBRSFTTrainer(SFTTrainer):
         # FSDP and DeepSpeed place, and shard, the model when training starts: its states are checked then
         self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._check_states_of_first_step = self._is_placed_by_engine
-        self.anchor = self._prepare_anchor(anchor)
-        self._anchor_batch = self._lay_out_anchor()
+        self.anchor = self._on_main_process(functools.partial(self._prepare_anchor, anchor))
+        self._anchor_batch: PromptBatch | None = None
         self._reference_states = self.anchor.hidden_states.to(self.accelerator.device)
         self._warn_of_anchors_in_training_data()
 
@@ -167,12 +167,27 @@ class SBRSFTTrainer(SFTTrainer):
                 "parallelism (DDP, FSDP2, DeepSpeed) instead."
             )
 
+    def _on_main_process(self, function: Callable[[], SafetyAnchor]) -> SafetyAnchor:
+        """Run `function` in one process. The others wait for its result, and fail with it rather than hang."""
+        result, error = None, None
+        if self.accelerator.is_main_process:
+            try:
+                result = function()
+            except Exception as caught:  # raised below, when the others know
+                error = caught
+        result, failure = broadcast_object_list([result, error and f"{type(error).__name__}: {error}"])
+        if error is not None:
+            raise error
+        if failure is not None:
+            raise ValueError(f"The main process could not prepare the safety anchor: {failure}")
+        return result
+
     def _prepare_anchor(self, anchor: SafetyAnchor | None) -> SafetyAnchor:
         """Load or capture the anchor on the aligned model, before a checkpoint can be loaded over it."""
         args = self.args
         prompts = resolve_prompts(args.anchor_prompts)
         if anchor is None and args.anchor_name_or_path is not None:
-            anchor = self._load_anchor(args.anchor_name_or_path, args.anchor_revision)
+            anchor = SafetyAnchor.from_pretrained(args.anchor_name_or_path, revision=args.anchor_revision)
         if anchor is not None and prompts is not None and [as_messages(p) for p in prompts] != anchor.prompts:
             raise ValueError(
                 f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
@@ -210,23 +225,9 @@ class SBRSFTTrainer(SFTTrainer):
                 anchor.check_refusals(self.model, self.processing_class)
         return anchor
 
-    def _lay_out_anchor(self) -> PromptBatch:
-        if self._is_placed_by_engine:  # no forward can be run yet, to try what the model takes
-            return pad_right(self.anchor.input_ids, self.accelerator.device)
-        with self.accelerator.autocast():
-            return self.anchor.lay_out(self.model)
-
-    def _load_anchor(self, name_or_path: str, revision: str | None) -> SafetyAnchor:
-        """One process says at which commit, one a machine downloads it, and the others find it in the cache."""
-        if Path(name_or_path).is_dir():
-            return SafetyAnchor.from_pretrained(name_or_path)
-        commit = [resolve_commit(name_or_path, revision) if self.accelerator.is_main_process else None]
-        broadcast_object_list(commit)
-        with self.accelerator.local_main_process_first():
-            return SafetyAnchor.from_pretrained(name_or_path, revision=commit[0])
-
     def _warn_of_anchors_in_training_data(self) -> None:
-        if not isinstance(self.train_dataset, Dataset) or "input_ids" not in self.train_dataset.column_names:
+        has_rows = isinstance(self.train_dataset, Dataset) and "input_ids" in self.train_dataset.column_names
+        if not has_rows or not self.accelerator.is_main_process:
             return
         tokenizer = get_tokenizer(self.processing_class)
         texts = (tokenizer.decode(ids) for ids in self.train_dataset["input_ids"])
@@ -268,7 +269,7 @@ class SBRSFTTrainer(SFTTrainer):
         if self._check_states_of_first_step:
             self._check_states_of_first_step = False
             with torch.no_grad(), self.anchor.reference_model(self.model):
-                states = final_hidden_states(model, self._unembedding, self._anchor_batch)
+                states = self._anchor_states(model)
             with self.accelerator.autocast():
                 self.anchor.check_states(states, self.model)
         # Where the loss is not normalized by the number of tokens, `Trainer` divides it by the accumulation steps
@@ -277,8 +278,14 @@ class SBRSFTTrainer(SFTTrainer):
         weighted = self.args.anchor_loss_coef * steps * self._anchor_loss(model, mode="train")
         return (result[0] + weighted, result[1]) if return_outputs else result + weighted
 
+    def _anchor_states(self, model: torch.nn.Module) -> torch.Tensor:
+        if self._anchor_batch is None:  # not before: FSDP and DeepSpeed place the model when training starts
+            with self.accelerator.autocast():
+                self._anchor_batch = self.anchor.lay_out(self.model, model)
+        return final_hidden_states(model, self._unembedding, self._anchor_batch)
+
     def _anchor_loss(self, model: torch.nn.Module, mode: str) -> torch.Tensor:
-        states = final_hidden_states(model, self._unembedding, self._anchor_batch)
+        states = self._anchor_states(model)
         loss = self.anchor_distances(states).mean()
         cosine = torch.cosine_similarity(states.detach(), self._reference_states, dim=-1).mean()
         self._metrics[mode]["anchor_loss"].append(loss.item())
@@ -301,12 +308,12 @@ class SBRSFTTrainer(SFTTrainer):
         Train, see [`~transformers.Trainer.train`]. A checkpoint is resumed with the anchor that it carries.
 
         Raises:
-            ValueError: If the checkpoint carries no anchor, or another one than this trainer's.
+            ValueError: If the checkpoint carries no anchor, or another one than this trainer's; or if there is none.
             FileExistsError: If the report of an earlier run's evaluation lies in `output_dir`.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
         _check_holds_no_report(Path(self.args.output_dir))
         if isinstance(resume_from_checkpoint, str) and self.anchor is not None:
             self._resume_anchor(resume_from_checkpoint)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Run by `torchrun`: trains one optimizer step in every configuration that it is given, and saves the gradients."""
+"""Run by `accelerate launch`: trains one optimizer step in every configuration that it is given, and saves the gradients."""
 
 import gc
 import json

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 """
-Run by `torchrun`: shards a model with FSDP2 (torch's own `fully_shard`, which runs on a CPU where accelerate's does not)
+Run by `accelerate launch`: shards a model with FSDP2 (torch's own `fully_shard`, which runs on a CPU where accelerate's does not)
 and compares states and gradients of the anchor loss with those of the whole model.
 """
 

@@ -119,10 +119,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Trains, writes the result and says where it is."""
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
     from trl_sbr import SBRConfig, SBRSFTTrainer
+    from trl_sbr.interrupt import find_last_checkpoint
 
     script_args, training_args, model_args, dataset_args = parse_strictly(
         (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig),
@@ -157,7 +157,7 @@ def train(argv: list[str]) -> int:
     output_dir = training_args.output_dir
     launch = "trl-sbr sft" if training_args.world_size == 1 else "accelerate launch ... -m trl_sbr.scripts.sft"
     if trainer.interrupted:
-        say(f"\nInterrupted at step {trainer.state.global_step}. Left: {get_last_checkpoint(output_dir)}")
+        say(f"\nInterrupted at step {trainer.state.global_step}. Left: {find_last_checkpoint(output_dir)}")
         say(f"To go on from there: {launch} {shlex.join(argv)} --resume_from_checkpoint true")
         return 130
 

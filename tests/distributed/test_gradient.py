@@ -4,10 +4,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +16,7 @@ from ..test_gradient import (
     reference_task_loss,
     relative_error,
 )
+from .launch import launch
 
 
 # With all tokens averaged, the gradient is that of the whole batch; else the task's share depends on the split, and
@@ -39,24 +36,17 @@ CONFIGURATIONS = [
 ]
 
 
-def launch(module, *args, port):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command += ["-m", module, *args]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
-
-
-def run(tmp_path, configurations, port):
-    return launch("tests.distributed.gradient_worker", str(tmp_path), json.dumps(configurations), port=port)
+def run(tmp_path, configurations):
+    args = str(tmp_path), json.dumps(configurations)
+    return launch(tmp_path, "cpu_2_processes", 2, "tests.distributed.gradient_worker", *args)
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 class TestTwoProcesses:
     def test_gradient(self, tmp_path):
-        result = run(tmp_path, CONFIGURATIONS, port=29531)
-        assert result.returncode == 0, result.stderr[-3000:]
+        result = run(tmp_path, CONFIGURATIONS)
+        assert result.returncode == 0, result.stdout[-3000:]
         expected_total = reference_gradient(lambda m: reference_task_loss(m) + COEF * reference_anchor_loss(m))
         expected_anchor = reference_gradient(reference_anchor_loss)
         half = len(CONFIGURATIONS) // 2
@@ -70,14 +60,14 @@ class TestTwoProcesses:
 
     def test_reentrant_checkpointing_raises(self, tmp_path):
         settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
-        result = run(tmp_path, [settings], port=29532)
+        result = run(tmp_path, [settings])
         assert result.returncode != 0
-        assert "Found reentrant gradient checkpointing under several processes" in result.stderr
+        assert "Found reentrant gradient checkpointing under several processes" in result.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 class TestSharded:
-    def test_states_and_gradients_are_those_of_the_whole_model(self):
-        result = launch("tests.distributed.sharded_worker", port=29533)
-        assert result.returncode == 0, result.stderr[-3000:]
+    def test_states_and_gradients_are_those_of_the_whole_model(self, tmp_path):
+        result = launch(tmp_path, "cpu_2_processes", 2, "tests.distributed.sharded_worker")
+        assert result.returncode == 0, result.stdout[-3000:]

@@ -1,0 +1,195 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""A run ends with the same weights, whatever number of processes it has and whichever engine places the model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from trl_sbr import SafetyAnchor
+from trl_sbr.interrupt import find_last_checkpoint
+
+from ..test_gradient import PROMPTS, relative_error
+from ..tiny import build_model, build_tokenizer
+from .launch import command, environment, launch
+from .train_worker import train
+
+
+PER_STEP = 12  # rows
+RUNS = {
+    "lora": {"lora": True, "save_strategy": "steps", "save_steps": 1},
+    "lora, accumulation, checkpointing": {
+        "lora": True,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+    },
+    "lora, uneven": {"lora": True, "num_rows": 28},  # 4 rows are left for the last step; the first 8 fill it up
+    "full": {"gradient_checkpointing": True, "save_strategy": "steps", "save_steps": 1},
+    "full, accumulation": {"gradient_accumulation_steps": 2},
+    "full, tied embeddings": {"model": "llama-tied"},
+}
+CASES = [("cpu_2_processes", "ddp", 2), ("cpu_2_processes", "ddp", 3), ("fsdp2", "fsdp2", 2)]
+
+
+def arguments(tmp_path, settings, num_processes):
+    """The settings of a run for so many processes, with an anchor that was captured before, as sharding demands."""
+    batch_size = PER_STEP // num_processes // settings.get("gradient_accumulation_steps", 1)
+    anchor = str(tmp_path / f"anchor-{settings.get('model', 'llama')}")
+    return {**settings, "per_device_train_batch_size": batch_size, "anchor_name_or_path": anchor}
+
+
+def worker(folder, config, wrapper, num_processes, runs):
+    args = (str(folder), wrapper, str(num_processes), json.dumps(runs))
+    return folder, config, num_processes, "tests.distributed.train_worker", *args
+
+
+@pytest.fixture(scope="module")
+def in_one_process(tmp_path_factory):
+    """Folder of the runs in one process, and of the anchors."""
+    path = tmp_path_factory.mktemp("one")
+    for name in ("llama", "llama-tied"):
+        anchor = SafetyAnchor.capture(build_model(name), build_tokenizer(), PROMPTS, require_refusal=False)
+        anchor.save_pretrained(path / f"anchor-{name}")
+    for name, settings in RUNS.items():
+        repeated_rows = -settings.get("num_rows", 24) % PER_STEP
+        train(path / name, repeated_rows=repeated_rows, **arguments(path, settings, 1))
+    return path
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[1]}, {case[2]} processes")
+def in_several(request, in_one_process, tmp_path_factory):
+    """Folder of the same runs in several processes, and of two that go on from checkpoints."""
+    config, wrapper, num_processes = request.param
+    path = tmp_path_factory.mktemp("several")
+    runs = {name: arguments(in_one_process, settings, num_processes) for name, settings in RUNS.items()}
+    # FSDP2's checkpoints are its own: those of DDP go over to another number of processes
+    source = path if wrapper == "fsdp2" else in_one_process
+    for name in ("lora", "full"):
+        runs[f"{name}, resumed"] = {**runs[name], "resume": str(source / name / "checkpoint-1")}
+    result = launch(*worker(path, config, wrapper, num_processes, runs))
+    assert result.returncode == 0, result.stdout[-5000:]
+    return path
+
+
+def weights(folder):
+    (path,) = folder.glob("*model.safetensors")
+    return load_file(path)
+
+
+def update(folder, model="llama"):
+    """What training has changed: an adapter, or the weights of a fully trained model less what they were."""
+    found = weights(folder)
+    if not (folder / "adapter_config.json").exists():
+        before = build_model(model).state_dict()
+        found = {name: tensor - before[name] for name, tensor in found.items()}
+    return found
+
+
+def assert_same(found, expected):
+    assert found.keys() >= expected.keys()  # FSDP2 writes tied weights twice
+    assert relative_error({name: found[name] for name in expected}, expected) < 1e-5
+
+
+def logged(folder, key):
+    return [entry[key] for entry in json.loads((folder / "log_history.json").read_text()) if key in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+class TestSeveralProcesses:
+    @pytest.mark.parametrize("name", RUNS)
+    def test_ends_with_the_weights_of_one(self, in_one_process, in_several, name):
+        model = RUNS[name].get("model", "llama")
+        assert_same(update(in_several / name, model), update(in_one_process / name, model))
+        losses = logged(in_several / name, "anchor_loss")
+        assert losses[0] == 0
+        assert losses == pytest.approx(logged(in_one_process / name, "anchor_loss"), rel=1e-4)
+        assert logged(in_several / name, "task_loss") == pytest.approx(
+            logged(in_one_process / name, "task_loss"), rel=1e-4
+        )
+
+    @pytest.mark.parametrize("name", ["lora", "full"])
+    def test_resumed_run_too(self, in_one_process, in_several, name):
+        assert logged(in_several / f"{name}, resumed", "step") == [1, 2, 2]
+        assert_same(update(in_several / f"{name}, resumed"), update(in_one_process / name))
+
+    @pytest.mark.parametrize("name", ["lora", "full"])
+    def test_one_process_resumes_what_several_began(self, in_one_process, in_several, name, tmp_path):
+        if (in_several / name / "checkpoint-1" / "pytorch_model_fsdp.bin").exists():
+            return  # `Trainer` resumes a checkpoint of FSDP under FSDP only
+        settings = arguments(in_one_process, RUNS[name], 1)
+        train(tmp_path, resume=str(in_several / name / "checkpoint-1"), **settings)
+        assert_same(update(tmp_path), update(in_one_process / name))
+
+    def test_saved_adapter_loads_and_carries_its_anchor(self, in_one_process, in_several):
+        reports = []
+        for folder in (in_several / "lora", in_one_process / "lora"):
+            model = PeftModel.from_pretrained(build_model("llama"), folder)
+            reports.append(SafetyAnchor.from_pretrained(folder).verify(model, build_tokenizer()))
+        assert reports[0].max_relative_error == pytest.approx(reports[1].max_relative_error, rel=1e-4)
+        assert reports[0].max_relative_error > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+class TestFailure:
+    def test_all_processes_fail_with_the_one_that_captures(self, tmp_path):
+        runs = {"run": {"anchor_require_refusal": True}}
+        result = launch(*worker(tmp_path, "cpu_2_processes", "ddp", 2, runs), timeout=120)
+        assert result.returncode != 0
+        expected = "Expected the aligned model to refuse every anchor prompt, found 8 of 8 that it answers"
+        assert re.search(rf"rank0\]: ValueError: {expected}", result.stdout)
+        assert re.search(
+            rf"rank1\]: ValueError: The main process could not prepare the safety anchor: ValueError: {expected}",
+            result.stdout,
+        )
+
+    def test_sharding_needs_an_anchor_that_was_captured_before(self, tmp_path):
+        result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, {"run": {}}), timeout=120)
+        assert result.returncode != 0
+        assert "Found no anchor under FSDP or DeepSpeed" in result.stdout
+
+    def test_anchor_of_another_model_is_found_out_under_sharding(self, tmp_path):
+        other = build_model("llama", seed=1)
+        SafetyAnchor.capture(other, build_tokenizer(), require_refusal=False).save_pretrained(tmp_path / "anchor")
+        runs = {"run": {"anchor_name_or_path": str(tmp_path / "anchor")}}
+        result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, runs), timeout=120)
+        assert result.returncode != 0
+        assert "The model's final hidden states are not the anchor's" in result.stdout
+        assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    def test_killed_process_ends_the_run_which_resumes(self, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+        killed = worker(tmp_path, "cpu_2_processes", "ddp", 2, {"run": {**settings, "max_steps": 2000}})
+        with subprocess.Popen(
+            command(*killed), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as launcher:
+            output = ""
+            for line in launcher.stdout:
+                output += line
+                if (tmp_path / "run" / "checkpoint-4").exists():
+                    break
+            processes = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True).split()
+            assert len(processes) == 2, output
+            os.kill(int(processes[1]), signal.SIGKILL)
+            output += launcher.stdout.read()
+        assert launcher.returncode != 0
+        assert "exitcode  : -9" in output
+
+        last = Path(find_last_checkpoint(tmp_path / "run"))
+        max_steps = int(last.name.removeprefix("checkpoint-")) + 2
+        (tmp_path / "run" / "checkpoint-1000").mkdir()  # as a kill leaves it in the middle of saving
+        runs = {"run": {"resume": True}, "whole": {}}
+        runs = {name: {**settings, **own, "max_steps": max_steps} for name, own in runs.items()}
+        result = launch(*worker(tmp_path, "cpu_2_processes", "ddp", 2, runs), timeout=120)
+        assert result.returncode == 0, result.stdout[-5000:]
+        found, expected = weights(tmp_path / "run"), weights(tmp_path / "whole")
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
