@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
 from transformers import DataCollator, PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import HubStrategy
+from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from .anchor_files import CONFIG_NAME
@@ -151,15 +153,11 @@ class SBRSFTTrainer(SFTTrainer):
                         "disabled the model is not the aligned one. Set `anchor_reference='current'`, or use one of "
                         f"{_NEUTRAL_LORA_INITS}."
                     )
-        checkpointing = self.args.gradient_checkpointing
-        if checkpointing and (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            if self.accelerator.num_processes > 1:
-                raise ValueError(
-                    "Found reentrant gradient checkpointing under several processes: it marks a parameter ready once "
-                    "for the task and once for the anchors, which DDP refuses. Set "
-                    "`gradient_checkpointing_kwargs={'use_reentrant': False}`; where TRL forces it (PEFT with DeepSpeed "
-                    "ZeRO-3), set `gradient_checkpointing=False` or use FSDP2."
-                )
+        if self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+            raise ValueError(
+                f"Found `optim={self.args.optim.value}`, which changes the weights within a backward: the anchor term has "
+                "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
+            )
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError(
@@ -255,28 +253,39 @@ class SBRSFTTrainer(SFTTrainer):
             return squared_error.sum(dim=-1)
         return squared_error.sum(dim=-1) / self._reference_states.pow(2).sum(dim=-1)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.anchor is None:
-            return result
-        if not self.model.training:
-            # The weights stay as they are during an evaluation, and `eval_loss` is the task's alone
-            if "anchor_loss" not in self._metrics["eval"]:
-                self._anchor_loss(model, mode="eval")
-            return result
-        if not self.accelerator.sync_gradients:  # once per optimizer step, on its last micro-batch
-            return result
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        anchor_term = 0.0
+        if self.anchor is not None and self.accelerator.sync_gradients:  # once per optimizer step
+            anchor_term = self._anchor_step(model)
+        return super().training_step(model, inputs, num_items_in_batch) + anchor_term
+
+    def _anchor_step(self, model: torch.nn.Module) -> torch.Tensor:
+        """
+        Add the gradient of the anchor term to that of the batch, as one more micro-batch before the last: what its
+        backward needs is freed before the last one's forward.
+        """
+        self.optimizer.train()  # `Trainer` does so only afterwards; the weights of schedule-free optimizers depend on it
         if self._check_states_of_first_step:
             self._check_states_of_first_step = False
             with torch.no_grad(), self.anchor.reference_model(self.model):
                 states = self._anchor_states(model)
             with self.accelerator.autocast():
                 self.anchor.check_states(states, self.model)
-        # Where the loss is not normalized by the number of tokens, `Trainer` divides it by the accumulation steps
-        is_divided = num_items_in_batch is None and self.compute_loss_func is None
-        steps = self.current_gradient_accumulation_steps if is_divided else 1
-        weighted = self.args.anchor_loss_coef * steps * self._anchor_loss(model, mode="train")
-        return (result[0] + weighted, result[1]) if return_outputs else result + weighted
+        term = self.args.anchor_loss_coef * self._anchor_loss(model, mode="train")
+        is_ddp = isinstance(model, DistributedDataParallel)
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.accelerator.gradient_state._set_sync_gradients(False)  # DeepSpeed would step after this backward
+        try:
+            with model.no_sync() if is_ddp else contextlib.nullcontext():
+                self.accelerator.backward(term, **({"scale_wrt_gas": False} if is_deepspeed else {}))
+        finally:
+            self.accelerator.gradient_state._set_sync_gradients(True)
+        return term.detach()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.anchor is not None and not self.model.training and "anchor_loss" not in self._metrics["eval"]:
+            self._anchor_loss(model, mode="eval")  # once: the weights stay as they are during an evaluation
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _anchor_states(self, model: torch.nn.Module) -> torch.Tensor:
         if self._anchor_batch is None:  # not before: FSDP and DeepSpeed place the model when training starts
