@@ -50,7 +50,8 @@ def _unembedding_input(unembedding: nn.Module, replace: Callable[[torch.Tensor],
     def pre_hook(module, args):
         return (replace(args[0]), *args[1:])
 
-    handle = unembedding.register_forward_pre_hook(pre_hook)
+    # Before the hooks of DeepSpeed's ZeRO-3, whose backward would otherwise take the states for the unembedding's own
+    handle = unembedding.register_forward_pre_hook(pre_hook, prepend=True)
     try:
         yield
     finally:
@@ -167,7 +168,7 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
         states.append(last)
         return last.unsqueeze(1)
 
-    was_training = model.training
+    was_training = unembedding.training  # DeepSpeed's engine does not keep the mode of its own
     model.eval()
     try:
         with _unembedding_input(unembedding, keep_last_token):

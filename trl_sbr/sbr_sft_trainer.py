@@ -283,9 +283,11 @@ class SBRSFTTrainer(SFTTrainer):
         return term.detach()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.anchor is not None and not self.model.training and "anchor_loss" not in self._metrics["eval"]:
-            self._anchor_loss(model, mode="eval")  # once: the weights stay as they are during an evaluation
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            # Once: the weights stay as they are during an evaluation. And after the batch: ZeRO-3 traces that first
+            self._anchor_loss(model, mode="eval")
+        return result
 
     def _anchor_states(self, model: torch.nn.Module) -> torch.Tensor:
         if self._anchor_batch is None:  # not before: FSDP and DeepSpeed place the model when training starts

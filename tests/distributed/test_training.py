@@ -36,14 +36,24 @@ RUNS = {
     "full, accumulation": {"gradient_accumulation_steps": 2},
     "full, tied embeddings": {"model": "llama-tied"},
 }
-CASES = [("cpu_2_processes", "ddp", 2), ("cpu_2_processes", "ddp", 3), ("fsdp2", "fsdp2", 2)]
+CASES = [
+    ("cpu_2_processes", "ddp", 2),
+    ("cpu_2_processes", "ddp", 3),
+    ("fsdp2", "fsdp2", 2),
+    ("zero2", "zero2", 2),
+    ("zero3", "zero3", 2),
+]
 
 
-def arguments(tmp_path, settings, num_processes):
+def arguments(folder, settings, num_processes):
     """The settings of a run for so many processes, with an anchor that was captured before, as sharding demands."""
-    batch_size = PER_STEP // num_processes // settings.get("gradient_accumulation_steps", 1)
-    anchor = str(tmp_path / f"anchor-{settings.get('model', 'llama')}")
-    return {**settings, "per_device_train_batch_size": batch_size, "anchor_name_or_path": anchor}
+    model = folder / settings.get("model", "llama")
+    return {
+        **settings,
+        "model": str(model),
+        "anchor_name_or_path": str(model),
+        "per_device_train_batch_size": PER_STEP // num_processes // settings.get("gradient_accumulation_steps", 1),
+    }
 
 
 def worker(folder, config, wrapper, num_processes, runs):
@@ -51,13 +61,21 @@ def worker(folder, config, wrapper, num_processes, runs):
     return folder, config, num_processes, "tests.distributed.train_worker", *args
 
 
+def save_model(folder, name="llama"):
+    """A folder with a model, its tokenizer and its anchor."""
+    model, tokenizer = build_model(name), build_tokenizer()
+    model.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    SafetyAnchor.capture(model, tokenizer, PROMPTS, require_refusal=False).save_pretrained(folder / name)
+    return str(folder / name)
+
+
 @pytest.fixture(scope="module")
 def in_one_process(tmp_path_factory):
-    """Folder of the runs in one process, and of the anchors."""
+    """Folder of the runs in one process, and of the models."""
     path = tmp_path_factory.mktemp("one")
     for name in ("llama", "llama-tied"):
-        anchor = SafetyAnchor.capture(build_model(name), build_tokenizer(), PROMPTS, require_refusal=False)
-        anchor.save_pretrained(path / f"anchor-{name}")
+        save_model(path, name)
     for name, settings in RUNS.items():
         repeated_rows = -settings.get("num_rows", 24) % PER_STEP
         train(path / name, repeated_rows=repeated_rows, **arguments(path, settings, 1))
@@ -68,10 +86,12 @@ def in_one_process(tmp_path_factory):
 def in_several(request, in_one_process, tmp_path_factory):
     """Folder of the same runs in several processes, and of two that go on from checkpoints."""
     config, wrapper, num_processes = request.param
-    path = tmp_path_factory.mktemp("several")
+    if wrapper in ("zero2", "zero3"):
+        pytest.importorskip("deepspeed")
+    path = tmp_path_factory.mktemp(wrapper)
     runs = {name: arguments(in_one_process, settings, num_processes) for name, settings in RUNS.items()}
-    # FSDP2's checkpoints are its own: those of DDP go over to another number of processes
-    source = path if wrapper == "fsdp2" else in_one_process
+    # The checkpoints of FSDP and DeepSpeed are their own: those of DDP go over to another number of processes
+    source = in_one_process if wrapper == "ddp" else path
     for name in ("lora", "full"):
         runs[f"{name}, resumed"] = {**runs[name], "resume": str(source / name / "checkpoint-1")}
     result = launch(*worker(path, config, wrapper, num_processes, runs))
@@ -95,7 +115,7 @@ def update(folder, model="llama"):
 
 def assert_same(found, expected):
     assert found.keys() >= expected.keys()  # FSDP2 writes tied weights twice
-    assert relative_error({name: found[name] for name in expected}, expected) < 1e-5
+    assert relative_error({name: found[name] for name in expected}, expected) < 5e-5
 
 
 def logged(folder, key):
@@ -123,8 +143,8 @@ class TestSeveralProcesses:
 
     @pytest.mark.parametrize("name", ["lora", "full"])
     def test_one_process_resumes_what_several_began(self, in_one_process, in_several, name, tmp_path):
-        if (in_several / name / "checkpoint-1" / "pytorch_model_fsdp.bin").exists():
-            return  # `Trainer` resumes a checkpoint of FSDP under FSDP only
+        if not in_several.name.startswith("ddp"):
+            return  # their checkpoints are their own
         settings = arguments(in_one_process, RUNS[name], 1)
         train(tmp_path, resume=str(in_several / name / "checkpoint-1"), **settings)
         assert_same(update(tmp_path), update(in_one_process / name))
@@ -142,7 +162,7 @@ class TestSeveralProcesses:
 @pytest.mark.distributed
 class TestFailure:
     def test_all_processes_fail_with_the_one_that_captures(self, tmp_path):
-        runs = {"run": {"anchor_require_refusal": True}}
+        runs = {"run": {"model": save_model(tmp_path), "anchor_require_refusal": True}}
         result = launch(*worker(tmp_path, "cpu_2_processes", "ddp", 2, runs), timeout=120)
         assert result.returncode != 0
         expected = "Expected the aligned model to refuse every anchor prompt, found 8 of 8 that it answers"
@@ -153,21 +173,22 @@ class TestFailure:
         )
 
     def test_sharding_needs_an_anchor_that_was_captured_before(self, tmp_path):
-        result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, {"run": {}}), timeout=120)
+        result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, {"run": {"model": save_model(tmp_path)}}), timeout=120)
         assert result.returncode != 0
         assert "Found no anchor under FSDP or DeepSpeed" in result.stdout
 
     def test_anchor_of_another_model_is_found_out_under_sharding(self, tmp_path):
         other = build_model("llama", seed=1)
         SafetyAnchor.capture(other, build_tokenizer(), require_refusal=False).save_pretrained(tmp_path / "anchor")
-        runs = {"run": {"anchor_name_or_path": str(tmp_path / "anchor")}}
+        runs = {"run": {"model": save_model(tmp_path), "anchor_name_or_path": str(tmp_path / "anchor")}}
         result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, runs), timeout=120)
         assert result.returncode != 0
         assert "The model's final hidden states are not the anchor's" in result.stdout
         assert not (tmp_path / "run" / "model.safetensors").exists()
 
     def test_killed_process_ends_the_run_which_resumes(self, tmp_path):
-        settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+        settings = {"model": save_model(tmp_path), "save_strategy": "steps", "save_steps": 2}
+        settings["lr_scheduler_type"] = "constant"
         killed = worker(tmp_path, "cpu_2_processes", "ddp", 2, {"run": {**settings, "max_steps": 2000}})
         with subprocess.Popen(
             command(*killed), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
