@@ -10,11 +10,12 @@ python benchmarks/step_overhead.py                     # SmolLM2-135M, or a mode
 python benchmarks/step_overhead.py --growth            # the overhead of SBR against anchors, row length, accumulation
 ```
 
-Prints one table and writes `benchmarks/results/step_overhead.json` or `step_overhead_growth.json`.
+Prints one table and writes `benchmarks/results/step_overhead.json`, or `step_overhead_growth.json` and its picture.
 """
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -27,15 +28,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
-from trl_sbr.bottleneck import pad_right
+from trl_sbr.bottleneck import pad_right, share_prefix
 from trl_sbr.demo.data import load_questions
 from trl_sbr.demo.smollm2 import TARGET_MODULES, get_smollm2
+from trl_sbr.prompts import DEFAULT_PROMPTS, encode_prompts
+from trl_sbr.recipe_files import find_recipe
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,6 +85,18 @@ class AuthorsTrainer(SFTTrainer):
         return loss + LAMBDA * torch.nn.functional.mse_loss(states, self.anchor.hidden_states.to(states.device))
 
 
+class TimedSBRTrainer(SBRSFTTrainer):
+    """Times the anchors' own forward and backward within the step: a noisy machine is as noisy for both."""
+
+    anchor_seconds = 0.0
+
+    def _anchor_step(self, model):
+        start = now()
+        term = super()._anchor_step(model)
+        self.anchor_seconds = now() - start
+        return term
+
+
 class StepTimer(TrainerCallback):
     def __init__(self):
         self.seconds = []
@@ -100,7 +116,7 @@ def now() -> float:
 
 def load_model(shape: Shape):
     """SmolLM2-135M-Instruct, or on a GPU a model of Llama-3.1-8B's shape with random weights; and a tokenizer."""
-    source = get_smollm2(None)
+    source = get_smollm2(None, report=lambda text: None)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     if not torch.cuda.is_available():
         return AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32), tokenizer
@@ -122,11 +138,22 @@ def load_model(shape: Shape):
         torch.set_default_dtype(torch.float32)
 
 
+def prompts(num_anchors: int) -> list[str]:
+    return [*DEFAULT_PROMPTS, *load_questions("harmful_align")][:num_anchors]
+
+
+def count_anchor_tokens(num_anchors: int) -> int:
+    """Tokens of a step's anchor forward, in the row where they share their prefix."""
+    tokenizer = AutoTokenizer.from_pretrained(get_smollm2(None, report=lambda text: None).path)
+    return share_prefix(encode_prompts(tokenizer, prompts(num_anchors)), "cpu").inputs["input_ids"].numel()
+
+
 def build_trainer(way: Way, shape: Shape, output_dir: str):
     torch.manual_seed(0)
     model, tokenizer = load_model(shape)
     bf16 = shape.dtype == "bfloat16"
-    rows = torch.randint(100, 1000, (shape.batch_size * shape.accumulation, shape.row_tokens)).tolist()
+    num_rows = shape.batch_size * shape.accumulation * PartialState().num_processes
+    rows = torch.randint(100, 1000, (num_rows, shape.row_tokens)).tolist()
     settings = {
         "output_dir": output_dir,
         "max_steps": 1,
@@ -149,18 +176,18 @@ def build_trainer(way: Way, shape: Shape, output_dir: str):
     if way.kind == "sft":
         return SFTTrainer(args=SFTConfig(**settings), **arguments)
     with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=bf16):
-        prompts = load_questions("harmful_align")[: way.num_anchors]
-        anchor = SafetyAnchor.capture(model, tokenizer, prompts, require_refusal=False)
+        anchor = SafetyAnchor.capture(model, tokenizer, prompts(way.num_anchors), require_refusal=False)
     if way.kind == "sbr":
         config = SBRConfig(anchor_loss_coef=LAMBDA, anchor_require_refusal=False, **settings)
-        return SBRSFTTrainer(args=config, anchor=anchor, **arguments)
+        return TimedSBRTrainer(args=config, anchor=anchor, **arguments)
     trainer = AuthorsTrainer(args=SFTConfig(**settings), **arguments)
     trainer.anchor = anchor
     return trainer
 
 
-def time_steps(ways: list[Way], shape: Shape, rounds: int) -> dict[Way, list[float]]:
-    """Seconds of an optimizer step, the ways in turn, after a first round that is not counted."""
+def time_steps(ways: list[Way], shape: Shape, rounds: int) -> dict[Way, list[tuple[float, float]]]:
+    """Seconds of an optimizer step, and of the anchors' part of it, the ways in turn, after a round that is not counted."""
+    seconds = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as output_dir:
         trainers = {way: build_trainer(way, shape, output_dir) for way in ways}
         timers = {way: StepTimer() for way in ways}
@@ -169,8 +196,10 @@ def time_steps(ways: list[Way], shape: Shape, rounds: int) -> dict[Way, list[flo
         for number in range(rounds + 1):
             for way, trainer in trainers.items():
                 trainer.train()
-                print(f"  round {number} of {rounds}, {way}: {timers[way].seconds[-1]:.3f} s", flush=True)
-    return {way: timer.seconds[1:] for way, timer in timers.items()}
+                step, anchors = timers[way].seconds[-1], getattr(trainer, "anchor_seconds", 0.0)
+                print(f"  round {number} of {rounds}, {way}: {step:.3f} s, anchors {anchors:.3f} s", flush=True)
+                seconds[way].append((step, anchors))
+    return {way: durations[1:] for way, durations in seconds.items()}
 
 
 def peak_memory(way: Way, shape: Shape) -> int:
@@ -190,22 +219,37 @@ def print_peak_memory(way: Way, shape: Shape) -> None:
     print(torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def compare(ways: list[Way], shape: Shape, rounds: int, memory: bool) -> list[dict]:
-    """One row a way; the overhead is the median of the ratios to plain SFT, round by round."""
+def median_and_range(values: list[float], digits: int) -> list[float]:
+    return [round(function(values), digits) for function in (statistics.median, min, max)]
+
+
+def compare(ways: list[Way], shape: Shape, rounds: int, memory: bool = False) -> list[dict]:
+    """
+    One row a way, with medians, minima and maxima: the overhead is the ratio to the step of plain SFT in the same round,
+    the anchors' share is timed within the step and divided by its rest.
+    """
     print(f"{shape}", flush=True)
     seconds = time_steps(ways, shape, rounds)
-    plain = seconds[ways[0]]
+    plain = [step for step, _ in seconds[ways[0]]]
     rows = []
     for way in ways:
-        ratios = [own / base for own, base in zip(seconds[way], plain, strict=True)]
+        steps, anchors = zip(*seconds[way], strict=True)
         rows.append(
             {
                 "way": str(way),
                 "num_anchors": 0 if way.kind == "sft" else way.num_anchors,
+                "anchor_tokens": 0 if way.kind == "sft" else count_anchor_tokens(way.num_anchors),
+                "num_processes": PartialState().num_processes,
+                "threads": torch.get_num_threads(),
                 **asdict(shape),
-                "step_seconds": [round(s, 4) for s in seconds[way]],
-                "overhead_percent": round(100 * (statistics.median(ratios) - 1), 2),
-                "overhead_percent_range": [round(100 * (bound(ratios) - 1), 2) for bound in (min, max)],
+                "step_seconds": [round(step, 4) for step in steps],
+                "overhead_percent": median_and_range(
+                    [100 * (s / p - 1) for s, p in zip(steps, plain, strict=True)], 2
+                ),
+                "anchor_seconds": median_and_range(anchors, 4),
+                "anchor_percent": median_and_range(
+                    [100 * a / (s - a) for s, a in zip(steps, anchors, strict=True)], 2
+                ),
                 "peak_memory_bytes": peak_memory(way, shape) if memory else None,
             }
         )
@@ -213,32 +257,92 @@ def compare(ways: list[Way], shape: Shape, rounds: int, memory: bool) -> list[di
 
 
 def print_table(rows: list[dict]) -> None:
-    print(f"\n{'':58} {'way':16} {'step, s':>8} {'overhead, %':>22} {'peak memory, GB':>16}")
+    print(f"\n{'':58} {'way':16} {'step, s':>8} {'over SFT, %':>22} {'anchors, %':>20} {'peak memory, GB':>16}")
     for row in rows:
         shape = Shape(**{name: row[name] for name in Shape.__dataclass_fields__})
-        low, high = row["overhead_percent_range"]
+        overhead, anchors = (
+            "{:6.1f} [{:5.1f}, {:5.1f}]".format(*row[k]) for k in ("overhead_percent", "anchor_percent")
+        )
         memory = row["peak_memory_bytes"]
         print(
-            f"{str(shape):58} {row['way']:16} {statistics.median(row['step_seconds']):8.3f} "
-            f"{row['overhead_percent']:8.1f} [{low:5.1f}, {high:5.1f}] {'' if memory is None else memory / 1e9:>16.5}"
+            f"{str(shape):58} {row['way']:16} {statistics.median(row['step_seconds']):8.3f} {overhead:>22} {anchors:>20} "
+            f"{'' if memory is None else memory / 1e9:>16.5}"
         )
 
 
 def standard_shapes() -> list[Shape]:
     if torch.cuda.is_available():
         return [Shape(gradient_checkpointing=checkpointing) for checkpointing in (False, True)]
-    return [Shape(), Shape(dtype="float32"), Shape(row_tokens=512, accumulation=1), Shape(accumulation=1)]
+    return [Shape(), Shape(dtype="float32"), Shape(accumulation=1), Shape(row_tokens=512, accumulation=1)]
 
 
 def growth(rounds: int) -> list[dict]:
-    cases = [(Shape(), k) for k in (1, 4, 8, 16, 64)]
-    cases += [(Shape(row_tokens=tokens), 8) for tokens in (36, 144)]
-    cases += [(Shape(accumulation=accumulation), 8) for accumulation in (1, 2, 8)]
+    """SBR against anchors, row length and accumulation on all threads, and against processes of one thread each."""
+    cases = [(Shape(accumulation=1), k) for k in (1, 4, 8, 16, 64)]
+    cases += [(Shape(row_tokens=tokens, accumulation=1), 8) for tokens in (36, 144, 288)]
+    cases += [(Shape(accumulation=accumulation), 8) for accumulation in (2, 4)]
     rows = []
     for shape in dict.fromkeys(shape for shape, _ in cases):
         ways = [Way("sft"), *(Way("sbr", k) for other, k in cases if other == shape)]
-        rows += compare(ways, shape, rounds, memory=False)
+        rows += compare(ways, shape, rounds)
+    if not torch.cuda.is_available():
+        for num_processes in (1, 2):
+            rows += compare_in_processes(num_processes, Shape(accumulation=1), rounds)
     return rows
+
+
+def compare_in_processes(num_processes: int, shape: Shape, rounds: int) -> list[dict]:
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(find_recipe("accelerate_configs/cpu_2_processes")),
+    ]
+    launcher += ["--num_processes", str(num_processes), "--main_process_port", "0"]
+    command = [sys.executable, *launcher, __file__, "--rounds", str(rounds), "--compare_at", json.dumps(asdict(shape))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def print_comparison(shape: Shape, rounds: int) -> None:
+    rows = compare([Way("sft"), Way("sbr")], shape, rounds)
+    if PartialState().is_main_process:
+        print(json.dumps(rows))
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
+def draw_growth(rows: list[dict], path: Path) -> None:
+    """Seconds added to a step: against anchor tokens, and at eight anchors for steps of every size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def draw(axes, positions, rows, **kwargs):
+        seconds = [row["anchor_seconds"] for row in rows]
+        errors = [[median - low for median, low, _ in seconds], [high - median for median, _, high in seconds]]
+        axes.errorbar(positions, [median for median, _, _ in seconds], errors, marker="o", capsize=3, **kwargs)
+        axes.set_ylim(0)
+
+    rows = [row for row in rows if row["num_anchors"] and row["num_processes"] == 1 and row["threads"] > 1]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    several = sorted(
+        (row for row in rows if {**row, **asdict(Shape(accumulation=1))} == row), key=lambda row: row["num_anchors"]
+    )
+    draw(left, [row["anchor_tokens"] for row in several], several)
+    for row in several:
+        left.annotate(f"  K = {row['num_anchors']}", (row["anchor_tokens"], row["anchor_seconds"][0]), va="top")
+    left.set(xlabel="anchor tokens", ylabel="seconds added to a step", title="The cost grows with the anchors", xlim=0)
+
+    eight = [row for row in rows if row["num_anchors"] == 8]
+    eight.sort(key=lambda row: row["row_tokens"] * row["accumulation"])
+    draw(right, range(len(eight)), eight, linestyle="none")
+    labels = [f"{row['batch_size']} x {row['accumulation']}\nrows of {row['row_tokens']}" for row in eight]
+    right.set_xticks(range(len(eight)), labels, fontsize=8)
+    right.set_title("and with nothing else (K = 8)")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -246,7 +350,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each way (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help="how the overhead grows, instead of the comparison")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)  # for the processes that this script starts
+    parser.add_argument("--compare_at", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.compare_at is not None:
+        return print_comparison(Shape(**json.loads(args.compare_at)), args.rounds)
     if args.memory_of is not None:
         way, shape = json.loads(args.memory_of)
         return print_peak_memory(Way(**way), Shape(**shape))
@@ -257,7 +364,7 @@ def main() -> None:
     else:
         ways = [Way("sft"), Way("sbr"), Way("sbr", 1), Way("authors")]
         for shape in standard_shapes():
-            rows += compare(ways, shape, args.rounds, memory=True)
+            rows += compare(ways, shape, args.rounds, memory=shape.accumulation == Shape.accumulation)
     print_table(rows)
     report = {
         "machine": {
@@ -270,6 +377,8 @@ def main() -> None:
     }
     path = RESULTS / ("step_overhead_growth.json" if args.growth else "step_overhead.json")
     path.write_text(json.dumps(report, indent=2) + "\n")
+    if args.growth:
+        draw_growth(rows, path.with_suffix(".png"))
     print(f"\nWrote {path}.")
 
 

@@ -207,6 +207,10 @@ class TestSBRSFTTrainer:
         with pytest.raises(ValueError, match="prompt-learning method PROMPT_TUNING"):
             make_trainer(tmp_path, model, peft_config=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
 
+    def test_optimizer_that_changes_weights_within_a_backward_raises(self, tmp_path, model):
+        with pytest.raises(ValueError, match="Found `optim=lomo`"):
+            make_trainer(tmp_path, model, optim="lomo")
+
     def test_lora_initialization_that_changes_the_base_raises(self, tmp_path, refusing_model):
         config = LoraConfig(**LORA, init_lora_weights="pissa")
         with pytest.raises(ValueError, match="init_lora_weights='pissa'.*Set `anchor_reference='current'`"):
@@ -414,6 +418,12 @@ class TestResume:
         make_trainer(tmp_path, build_refusing_model(), **settings, anchor_loss_coef=0.0).train()
         with pytest.raises(ValueError, match="carries no safety anchor: it was trained without protection"):
             make_trainer(tmp_path, build_refusing_model(), **settings).train(resume_from_checkpoint=True)
+
+    def test_half_written_checkpoint_is_passed_over(self, tmp_path, refusing_model, caplog):
+        (tmp_path / "checkpoint-2").mkdir()  # as a kill leaves it
+        with pytest.raises(ValueError, match="No valid checkpoint found"):
+            make_trainer(tmp_path, refusing_model).train(resume_from_checkpoint=True)
+        assert "checkpoint-2, which was left half-written" in caplog.text
 
     def test_resume_without_a_checkpoint_raises(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="No valid checkpoint found"):

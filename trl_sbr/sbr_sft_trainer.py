@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import DataCollator, PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -126,7 +127,8 @@ class SBRSFTTrainer(SFTTrainer):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
         self._unembedding = get_unembedding(self.model)
         # FSDP and DeepSpeed place, and shard, the model when training starts: its states are checked then
-        self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())  # when it was loaded
+        self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded
         self._check_states_of_first_step = self._is_placed_by_engine
         self.anchor = self._on_main_process(functools.partial(self._prepare_anchor, anchor))
         self._anchor_batch: PromptBatch | None = None
@@ -199,8 +201,8 @@ class SBRSFTTrainer(SFTTrainer):
         if self._is_placed_by_engine:
             if anchor is None:
                 raise ValueError(
-                    "Found no anchor under FSDP or DeepSpeed, which place the model on its devices only when training "
-                    "starts. Capture it before, with `trl-sbr anchor`, and set `anchor_name_or_path`."
+                    "Found no anchor under FSDP, DeepSpeed or tensor parallelism, which shard the model: one process cannot "
+                    "capture on it. Capture it before, with `trl-sbr anchor`, and set `anchor_name_or_path`."
                 )
             anchor.check_compatible(self.model, self.processing_class)
             if args.anchor_require_refusal:

@@ -175,7 +175,7 @@ class TestFailure:
     def test_sharding_needs_an_anchor_that_was_captured_before(self, tmp_path):
         result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, {"run": {"model": save_model(tmp_path)}}), timeout=120)
         assert result.returncode != 0
-        assert "Found no anchor under FSDP or DeepSpeed" in result.stdout
+        assert "Found no anchor under FSDP, DeepSpeed or tensor parallelism" in result.stdout
 
     def test_anchor_of_another_model_is_found_out_under_sharding(self, tmp_path):
         other = build_model("llama", seed=1)
