@@ -3,21 +3,22 @@
 """
 What does the anchor term cost? Times optimizer steps of plain `SFTTrainer`, of `SBRSFTTrainer`, and of the way in which
 the paper's authors released the method (anchors in every micro-batch, full logits, all hidden states kept), in turn, on
-rows of one length, and measures each one's peak memory.
+rows of one length.
 
 ```bash
 python benchmarks/step_overhead.py                     # SmolLM2-135M, or a model of Llama-3.1-8B's shape on a GPU
 python benchmarks/step_overhead.py --growth            # the overhead of SBR against anchors, row length, accumulation
+python benchmarks/step_overhead.py --memory            # peak memory, each way in a process of its own
 ```
 
-Prints one table and writes `benchmarks/results/step_overhead.json`, or `step_overhead_growth.json` and its picture.
+Prints one table and writes `benchmarks/results/step_overhead.json`, `step_overhead_growth.json` and its picture, or
+`step_overhead_memory.json`.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -203,9 +204,9 @@ def time_steps(ways: list[Way], shape: Shape, rounds: int) -> dict[Way, list[tup
 
 
 def peak_memory(way: Way, shape: Shape) -> int:
-    """Peak memory in bytes of two steps in a process of their own: the process's on a CPU, torch's on a GPU."""
+    """Peak memory in bytes of two steps in a process of their own."""
     command = [sys.executable, __file__, "--memory_of", json.dumps([asdict(way), asdict(shape)])]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def print_peak_memory(way: Way, shape: Shape) -> None:
@@ -215,15 +216,29 @@ def print_peak_memory(way: Way, shape: Shape) -> None:
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
         trainer.train()
-    on_gpu = torch.cuda.is_available()
-    print(torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if torch.cuda.is_available():
+        print(torch.cuda.max_memory_allocated())
+    else:  # not `ru_maxrss`, which a process inherits from the one that started it
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        print(int(line.split()[1]) * 1024)
+
+
+def compare_memory(ways: list[Way], shapes: list[Shape]) -> list[dict]:
+    rows = []
+    for shape in shapes:
+        peaks = {way: peak_memory(way, shape) for way in ways}
+        for way, peak in peaks.items():
+            percent = round(100 * (peak / peaks[ways[0]] - 1), 2)
+            rows.append({"way": str(way), **asdict(shape), "peak_memory_bytes": peak, "over_sft_percent": percent})
+            print(f"{str(shape):58} {str(way):16} {peak / 1e9:8.3f} GB {percent:+8.1f} %", flush=True)
+    return rows
 
 
 def median_and_range(values: list[float], digits: int) -> list[float]:
     return [round(function(values), digits) for function in (statistics.median, min, max)]
 
 
-def compare(ways: list[Way], shape: Shape, rounds: int, memory: bool = False) -> list[dict]:
+def compare(ways: list[Way], shape: Shape, rounds: int) -> list[dict]:
     """
     One row a way, with medians, minima and maxima: the overhead is the ratio to the step of plain SFT in the same round,
     the anchors' share is timed within the step and divided by its rest.
@@ -250,24 +265,20 @@ def compare(ways: list[Way], shape: Shape, rounds: int, memory: bool = False) ->
                 "anchor_percent": median_and_range(
                     [100 * a / (s - a) for s, a in zip(steps, anchors, strict=True)], 2
                 ),
-                "peak_memory_bytes": peak_memory(way, shape) if memory else None,
             }
         )
     return rows
 
 
 def print_table(rows: list[dict]) -> None:
-    print(f"\n{'':58} {'way':16} {'step, s':>8} {'over SFT, %':>22} {'anchors, %':>20} {'peak memory, GB':>16}")
+    print(f"\n{'':58} {'way':16} {'step, s':>8} {'over SFT, %':>22} {'anchors, %':>20}")
     for row in rows:
         shape = Shape(**{name: row[name] for name in Shape.__dataclass_fields__})
         overhead, anchors = (
             "{:6.1f} [{:5.1f}, {:5.1f}]".format(*row[k]) for k in ("overhead_percent", "anchor_percent")
         )
-        memory = row["peak_memory_bytes"]
-        print(
-            f"{str(shape):58} {row['way']:16} {statistics.median(row['step_seconds']):8.3f} {overhead:>22} {anchors:>20} "
-            f"{'' if memory is None else memory / 1e9:>16.5}"
-        )
+        step = statistics.median(row["step_seconds"])
+        print(f"{str(shape):58} {row['way']:16} {step:8.3f} {overhead:>22} {anchors:>20}")
 
 
 def standard_shapes() -> list[Shape]:
@@ -349,6 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each way (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help="how the overhead grows, instead of the comparison")
+    parser.add_argument("--memory", action="store_true", help="peak memory, instead of the comparison")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)  # for the processes that this script starts
     parser.add_argument("--compare_at", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -358,14 +370,15 @@ def main() -> None:
         way, shape = json.loads(args.memory_of)
         return print_peak_memory(Way(**way), Shape(**shape))
 
-    rows = []
-    if args.growth:
-        rows = growth(args.rounds)
+    ways = [Way("sft"), Way("sbr"), Way("sbr", 1), Way("authors")]
+    if args.memory:
+        name, rows = "step_overhead_memory", compare_memory(ways, standard_shapes()[:2])
+    elif args.growth:
+        name, rows = "step_overhead_growth", growth(args.rounds)
     else:
-        ways = [Way("sft"), Way("sbr"), Way("sbr", 1), Way("authors")]
-        for shape in standard_shapes():
-            rows += compare(ways, shape, args.rounds, memory=shape.accumulation == Shape.accumulation)
-    print_table(rows)
+        name, rows = "step_overhead", [row for s in standard_shapes() for row in compare(ways, s, args.rounds)]
+    if not args.memory:
+        print_table(rows)
     report = {
         "machine": {
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
@@ -375,7 +388,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("trl_sbr", "trl", "transformers", "peft", "torch")},
         "rows": rows,
     }
-    path = RESULTS / ("step_overhead_growth.json" if args.growth else "step_overhead.json")
+    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     if args.growth:
         draw_growth(rows, path.with_suffix(".png"))
