@@ -344,8 +344,10 @@ def draw_growth(rows: list[dict], path: Path) -> None:
     )
     draw(left, [row["anchor_tokens"] for row in several], several)
     for row in several:
-        left.annotate(f"  K = {row['num_anchors']}", (row["anchor_tokens"], row["anchor_seconds"][0]), va="top")
-    left.set(xlabel="anchor tokens", ylabel="seconds added to a step", title="The cost grows with the anchors", xlim=0)
+        point = row["anchor_tokens"], row["anchor_seconds"][0]
+        left.annotate(f"K = {row['num_anchors']}", point, (7, -7), textcoords="offset points", fontsize=8)
+    left.margins(x=0.15)
+    left.set(xlabel="anchor tokens", ylabel="seconds added to a step", title="The cost grows with the anchors")
 
     eight = [row for row in rows if row["num_anchors"] == 8]
     eight.sort(key=lambda row: row["row_tokens"] * row["accumulation"])
