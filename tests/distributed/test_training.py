@@ -36,9 +36,9 @@ RUNS = {
     "full, accumulation": {"gradient_accumulation_steps": 2},
     "full, tied embeddings": {"model": "llama-tied"},
 }
+DDP = [("cpu_2_processes", "ddp", 2), ("cpu_2_processes", "ddp", 3)]
 CASES = [
-    ("cpu_2_processes", "ddp", 2),
-    ("cpu_2_processes", "ddp", 3),
+    *DDP,
     ("fsdp2", "fsdp2", 2),
     ("zero2", "zero2", 2),
     ("zero3", "zero3", 2),
@@ -82,7 +82,11 @@ def in_one_process(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[1]}, {case[2]} processes")
+def case_id(case):
+    return f"{case[1]}, {case[2]} processes"
+
+
+@pytest.fixture(scope="module", params=CASES, ids=case_id)
 def in_several(request, in_one_process, tmp_path_factory):
     """Folder of the same runs in several processes, and of two that go on from checkpoints."""
     config, wrapper, num_processes = request.param
@@ -141,10 +145,10 @@ class TestSeveralProcesses:
         assert logged(in_several / f"{name}, resumed", "step") == [1, 2, 2]
         assert_same(update(in_several / f"{name}, resumed"), update(in_one_process / name))
 
+    # The checkpoints of FSDP and DeepSpeed are their own
+    @pytest.mark.parametrize("in_several", DDP, ids=case_id, indirect=True)
     @pytest.mark.parametrize("name", ["lora", "full"])
     def test_one_process_resumes_what_several_began(self, in_one_process, in_several, name, tmp_path):
-        if not in_several.name.startswith("ddp"):
-            pytest.skip("the checkpoints of FSDP and DeepSpeed are their own")
         settings = arguments(in_one_process, RUNS[name], 1)
         train(tmp_path, resume=str(in_several / name / "checkpoint-1"), **settings)
         assert_same(update(tmp_path), update(in_one_process / name))
