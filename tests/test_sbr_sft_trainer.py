@@ -211,6 +211,18 @@ class TestSBRSFTTrainer:
         with pytest.raises(ValueError, match="Found `optim=lomo`"):
             make_trainer(tmp_path, model, optim="lomo")
 
+    def test_training_step_without_the_anchor_term_raises(self, tmp_path, refusing_model):
+        class Unprotected(SBRSFTTrainer):
+            def training_step(self, model, inputs, num_items_in_batch=None):
+                loss = self.compute_loss(model, self._prepare_inputs(inputs))
+                self.accelerator.backward(loss)
+                return loss.detach()
+
+        trainer = make_trainer(tmp_path, refusing_model, cls=Unprotected)
+        with pytest.raises(RuntimeError, match="would not be protected"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
     def test_lora_initialization_that_changes_the_base_raises(self, tmp_path, refusing_model):
         config = LoraConfig(**LORA, init_lora_weights="pissa")
         with pytest.raises(ValueError, match="init_lora_weights='pissa'.*Set `anchor_reference='current'`"):

@@ -115,6 +115,7 @@ class SBRSFTTrainer(SFTTrainer):
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
         self.anchor = None
+        self._in_training_step = False
         if args.anchor_loss_coef == 0:
             _check_holds_no_anchor(Path(args.output_dir))
             logger.warning("`anchor_loss_coef` is 0: this run is plain fine-tuning and is NOT protected by SBR.")
@@ -259,7 +260,11 @@ class SBRSFTTrainer(SFTTrainer):
         anchor_term = 0.0
         if self.anchor is not None and self.accelerator.sync_gradients:  # once per optimizer step
             anchor_term = self._anchor_step(model)
-        return super().training_step(model, inputs, num_items_in_batch) + anchor_term
+        self._in_training_step = True
+        try:
+            return super().training_step(model, inputs, num_items_in_batch) + anchor_term
+        finally:
+            self._in_training_step = False
 
     def _anchor_step(self, model: torch.nn.Module) -> torch.Tensor:
         """
@@ -285,8 +290,14 @@ class SBRSFTTrainer(SFTTrainer):
         return term.detach()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.anchor is not None and torch.is_grad_enabled() and not self._in_training_step:
+            raise RuntimeError(
+                "Found `compute_loss` called with gradients outside `SBRSFTTrainer.training_step`, which adds the gradient "
+                "of the anchor term: trained on this loss alone, the model would not be protected. Train with `train()`; "
+                "a `training_step` of your own has to call `super().training_step`."
+            )
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.anchor is not None and not self.model.training and "anchor_loss" not in self._metrics["eval"]:
+        if self.anchor is not None and not self._in_training_step and "anchor_loss" not in self._metrics["eval"]:
             # Once: the weights stay as they are during an evaluation. And after the batch: ZeRO-3 traces that first
             self._anchor_loss(model, mode="eval")
         return result
