@@ -58,9 +58,9 @@ class TestQuestions:
         sets = [list(DEFAULT_PROMPTS) if name == "anchors" else load_questions(name) for name in (first, second)]
         assert not find_near_copies(*sets)
         assert not find_near_copies(*reversed(sets))
-        for one, other in itertools.product(*sets):
-            shared = topic(one) & topic(other)
-            assert len(shared) < max(2, 0.7 * min(len(topic(one)), len(topic(other)))), (one, other)
+        topics = [[(question, topic(question)) for question in questions] for questions in sets]
+        for (one, words), (other, other_words) in itertools.product(*topics):
+            assert len(words & other_words) < max(2, 0.7 * min(len(words), len(other_words))), (one, other)
 
     @pytest.mark.parametrize("name", HARMFUL)
     def test_harmful_questions_hold_no_details(self, name):
