@@ -4,10 +4,15 @@
 Trains the adapter that makes SmolLM2-135M-Instruct refuse harmful questions, and measures it.
 
 The harmful questions get refusals; the benign ones, lookalikes among them, get the base model's own greedy answers, so
-that the adapter changes nothing else. The adapter that ships with the package was made by this command:
+that the adapter changes nothing else. The adapter that ships with the package was made in four runs, the first on the
+rows that the data files held at commit dd28b76:
 
 ```sh
-python -m trl_sbr.demo.train_refusal_adapter --output_dir refusal_adapter
+alias train="python -m trl_sbr.demo.train_refusal_adapter"
+train --output_dir first
+train --output_dir second --adapter first --epochs 1
+train --output_dir third --adapter second --epochs 1 --learning_rate 3e-4 --seed 1
+train --output_dir refusal_adapter --adapter third --epochs 1 --learning_rate 3e-4 --seed 2 --max_benign 1050
 ```
 """
 
@@ -25,10 +30,13 @@ BATCH_SIZE = 8
 BENIGN_ANSWER_TOKENS = 24
 
 
-def alignment_rows(model, processing_class, seed: int, progress=None) -> list[dict[str, list[int]]]:
+def alignment_rows(
+    model, processing_class, seed: int, max_benign: int | None = None, progress=None
+) -> list[dict[str, list[int]]]:
     """
-    Returns tokenized rows: harmful questions with refusals, and benign ones with the beginning of the model's own
-    answer. An answer that was cut off is not given an end, so that the adapter does not learn to be brief.
+    Returns tokenized rows: harmful questions with refusals, and benign ones (at most `max_benign`, drawn at random)
+    with the beginning of the model's own answer. An answer that was cut off is not given an end, so that the adapter
+    does not learn to be brief.
     """
     from ..generation import generate_answers
     from ..prompts import encode_prompts
@@ -40,6 +48,8 @@ def alignment_rows(model, processing_class, seed: int, progress=None) -> list[di
     harmful, benign = load_questions("harmful_align"), load_questions("benign_align")
     refusals = [REFUSALS[i % len(REFUSALS)] for i in range(len(harmful))]
     rng.shuffle(refusals)
+    if max_benign is not None:
+        benign = rng.sample(benign, min(max_benign, len(benign)))
     end = [processing_class.eos_token_id]
     answers = [tokenize(refusal) + end for refusal in refusals]
     for answer in generate_answers(
@@ -87,17 +97,26 @@ def main(args: argparse.Namespace) -> None:
     from .smollm2 import SMOLLM2_ID, TARGET_MODULES, get_smollm2
 
     start = time.time()
+    runs = []
+    if args.adapter:
+        runs = json.loads((Path(args.adapter) / "figures.json").read_text(encoding="utf-8"))["training"]
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True)
     source = get_smollm2(args.model_name_or_path, report=print)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
 
-    rows = alignment_rows(model, tokenizer, args.seed, lambda done, total: print(f"{done} of {total} benign answers"))
+    rows = alignment_rows(
+        model, tokenizer, args.seed, args.max_benign, lambda done, total: print(f"{done} of {total} benign answers")
+    )
     use_cuda = torch.cuda.is_available()
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGET_MODULES, task_type="CAUSAL_LM")
+    if args.adapter:
+        model = PeftModel.from_pretrained(model, args.adapter, is_trainable=True)
+    else:
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGET_MODULES, task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
     trainer = SFTTrainer(
-        model=get_peft_model(model, config),
+        model=model,
         args=SFTConfig(
             output_dir=str(output_dir / "trainer"),
             num_train_epochs=args.epochs,
@@ -134,15 +153,18 @@ def main(args: argparse.Namespace) -> None:
         "decoding": "greedy",
         "harmful_answered": result.harmful_answered.to_dict(),
         "benign_refused": result.benign_refused.to_dict(),
-        "training": {
-            "rows": len(rows),
-            "harmful_rows": len(load_questions("harmful_align")),
-            "rank": RANK,
-            "epochs": args.epochs,
-            "learning_rate": args.learning_rate,
-            "batch_size": BATCH_SIZE,
-            "seed": args.seed,
-        },
+        "training": [
+            *runs,
+            {
+                "rows": len(rows),
+                "harmful_rows": len(load_questions("harmful_align")),
+                "rank": RANK,
+                "epochs": args.epochs,
+                "learning_rate": args.learning_rate,
+                "batch_size": BATCH_SIZE,
+                "seed": args.seed,
+            },
+        ],
         "model": {"id": SMOLLM2_ID, "sha256": source.sha256},
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl, peft)},
         "seconds": round(time.time() - start),
@@ -159,6 +181,8 @@ def main(args: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train the refusal adapter of the demo.")
     parser.add_argument("--model_name_or_path", help="Folder that holds SmolLM2-135M-Instruct.")
+    parser.add_argument("--adapter", help="Adapter of an earlier run to go on from, instead of a new one.")
+    parser.add_argument("--max_benign", type=int, help="Number of benign questions to draw, instead of all.")
     parser.add_argument("--output_dir", default="refusal_adapter", help="New folder to write the adapter to.")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
