@@ -25,10 +25,12 @@ from trl_sbr.scripts.common import progress_bar
 
 
 LORA_RANK = 16
-LEARNING_RATE, SCHEDULE = 3e-4, "constant"
+SCHEDULE = "constant"
 BATCH_SIZE = 8
 LAMBDA = 50.0
-STEPS, QUICK_STEPS = 30, 12
+STEPS, LEARNING_RATE = 30, 3e-4
+# Fewer steps strip the aligned model of its refusals at a higher learning rate alone.
+QUICK_STEPS, QUICK_LEARNING_RATE = 16, 5e-4
 # `--quick` asks every so-manieth held-out question.
 QUICK_EVERY = 5
 
@@ -159,9 +161,21 @@ def main(argv: list[str] | None = None) -> int:
             print(f"Captured {len(anchor.prompts)} anchors, all refused.")
             del model
 
-        rows = poisoned_rows(steps := QUICK_STEPS if args.quick else STEPS, args.seed)
+        steps, learning_rate = (QUICK_STEPS, QUICK_LEARNING_RATE) if args.quick else (STEPS, LEARNING_RATE)
+        rows = poisoned_rows(steps, args.seed)
         with stages.stage("train_sft", f"Fine-tuning without protection, {steps} steps, half of the rows poison"):
-            fine_tune(SFTTrainer, SFTConfig, aligned, tokenizer, rows, steps, args.seed, bf16, folder / "sft_adapter")
+            fine_tune(
+                SFTTrainer,
+                SFTConfig,
+                aligned,
+                tokenizer,
+                rows,
+                steps,
+                learning_rate,
+                args.seed,
+                bf16,
+                folder / "sft_adapter",
+            )
         measure_model("sft", load_merged(aligned, folder / "sft_adapter"))
 
         with stages.stage("train_sbr", f"Fine-tuning with SBR on the same rows, λ = {LAMBDA:g}"):
@@ -172,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
                 tokenizer,
                 rows,
                 steps,
+                learning_rate,
                 args.seed,
                 bf16,
                 folder / "sbr_adapter",
@@ -182,7 +197,9 @@ def main(argv: list[str] | None = None) -> int:
 
         with stages.stage("report", "Writing the report"):
             remove_adapter(folder / "sft_adapter")
-            report = make_report(args, source, anchor, measurements, steps, len(rows), device, bf16, stages)
+            report = make_report(
+                args, source, anchor, measurements, steps, learning_rate, len(rows), device, bf16, stages
+            )
             (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             write_answers(measurements, folder / "answers.jsonl")
             results = {MODELS[name]: figures for name, figures in report["results"].items()}
@@ -220,6 +237,7 @@ def fine_tune(
     tokenizer,
     rows,
     steps,
+    learning_rate,
     seed,
     bf16,
     output_dir,
@@ -241,7 +259,7 @@ def fine_tune(
             output_dir=str(output_dir),
             max_steps=steps,
             per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
+            learning_rate=learning_rate,
             lr_scheduler_type=SCHEDULE,
             logging_steps=10,
             save_strategy="no",
@@ -280,7 +298,7 @@ def remove_adapter(folder: Path):
     shutil.rmtree(folder)
 
 
-def make_report(args, source, anchor, measurements, steps, num_rows, device, bf16, stages) -> dict:
+def make_report(args, source, anchor, measurements, steps, learning_rate, num_rows, device, bf16, stages) -> dict:
     """Returns the figures with all that made them."""
     from importlib.metadata import version
 
@@ -301,7 +319,7 @@ def make_report(args, source, anchor, measurements, steps, num_rows, device, bf1
             "method": "LoRA",
             "rank": LORA_RANK,
             "alpha": LORA_RANK,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": learning_rate,
             "lr_scheduler_type": SCHEDULE,
             "batch_size": BATCH_SIZE,
             "steps": steps,
