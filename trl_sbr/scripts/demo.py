@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from trl_sbr.scripts.common import progress_bar
@@ -29,8 +30,8 @@ SCHEDULE = "constant"
 BATCH_SIZE = 8
 LAMBDA = 50.0
 STEPS, LEARNING_RATE = 30, 3e-4
-# Fewer steps strip the aligned model of its refusals at a higher learning rate alone.
-QUICK_STEPS, QUICK_LEARNING_RATE = 16, 5e-4
+# So few steps at the full demo's learning rate leave plain SFT its refusals, and there is nothing to see.
+QUICK_STEPS, QUICK_LEARNING_RATE = 14, 6e-4
 # `--quick` asks every so-manieth held-out question.
 QUICK_EVERY = 5
 
@@ -163,43 +164,26 @@ def main(argv: list[str] | None = None) -> int:
 
         steps, learning_rate = (QUICK_STEPS, QUICK_LEARNING_RATE) if args.quick else (STEPS, LEARNING_RATE)
         rows = poisoned_rows(steps, args.seed)
+        same = {
+            "aligned": aligned,
+            "tokenizer": tokenizer,
+            "rows": rows,
+            "learning_rate": learning_rate,
+            "seed": args.seed,
+            "bf16": bf16,
+        }
         with stages.stage("train_sft", f"Fine-tuning without protection, {steps} steps, half of the rows poison"):
-            fine_tune(
-                SFTTrainer,
-                SFTConfig,
-                aligned,
-                tokenizer,
-                rows,
-                steps,
-                learning_rate,
-                args.seed,
-                bf16,
-                folder / "sft_adapter",
-            )
+            fine_tune(SFTTrainer, SFTConfig, folder / "sft_adapter", **same)
         measure_model("sft", load_merged(aligned, folder / "sft_adapter"))
 
         with stages.stage("train_sbr", f"Fine-tuning with SBR on the same rows, λ = {LAMBDA:g}"):
-            fine_tune(
-                SBRSFTTrainer,
-                SBRConfig,
-                aligned,
-                tokenizer,
-                rows,
-                steps,
-                learning_rate,
-                args.seed,
-                bf16,
-                folder / "sbr_adapter",
-                config_kwargs={"anchor_loss_coef": LAMBDA},
-                anchor=anchor,
-            )
+            sbr_config = partial(SBRConfig, anchor_loss_coef=LAMBDA)
+            fine_tune(SBRSFTTrainer, sbr_config, folder / "sbr_adapter", **same, anchor=anchor)
         measure_model("sbr", load_merged(aligned, folder / "sbr_adapter"))
 
         with stages.stage("report", "Writing the report"):
             remove_adapter(folder / "sft_adapter")
-            report = make_report(
-                args, source, anchor, measurements, steps, learning_rate, len(rows), device, bf16, stages
-            )
+            report = make_report(args, source, anchor, measurements, len(rows), learning_rate, device, bf16, stages)
             (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             write_answers(measurements, folder / "answers.jsonl")
             results = {MODELS[name]: figures for name, figures in report["results"].items()}
@@ -233,15 +217,13 @@ def poisoned_rows(steps: int, seed: int) -> list[dict]:
 def fine_tune(
     trainer_class,
     config_class,
+    output_dir,
     aligned,
     tokenizer,
     rows,
-    steps,
     learning_rate,
     seed,
     bf16,
-    output_dir,
-    config_kwargs=None,
     **trainer_kwargs,
 ):
     """Trains a LoRA adapter and saves it with the tokenizer: all but the class and its own arguments is the same."""
@@ -257,7 +239,7 @@ def fine_tune(
         model=AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32),
         args=config_class(
             output_dir=str(output_dir),
-            max_steps=steps,
+            num_train_epochs=1,
             per_device_train_batch_size=BATCH_SIZE,
             learning_rate=learning_rate,
             lr_scheduler_type=SCHEDULE,
@@ -268,7 +250,6 @@ def fine_tune(
             bf16=bf16,
             use_cpu=not torch.accelerator.is_available(),
             seed=seed,
-            **(config_kwargs or {}),
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -298,7 +279,7 @@ def remove_adapter(folder: Path):
     shutil.rmtree(folder)
 
 
-def make_report(args, source, anchor, measurements, steps, learning_rate, num_rows, device, bf16, stages) -> dict:
+def make_report(args, source, anchor, measurements, num_rows, learning_rate, device, bf16, stages) -> dict:
     """Returns the figures with all that made them."""
     from importlib.metadata import version
 
@@ -322,7 +303,7 @@ def make_report(args, source, anchor, measurements, steps, learning_rate, num_ro
             "learning_rate": learning_rate,
             "lr_scheduler_type": SCHEDULE,
             "batch_size": BATCH_SIZE,
-            "steps": steps,
+            "steps": num_rows // BATCH_SIZE,
             "rows": num_rows,
             "poison_share": 0.5,
             "bf16": bf16,
