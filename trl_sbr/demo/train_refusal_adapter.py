@@ -163,11 +163,11 @@ def main(args: argparse.Namespace) -> None:
                 "learning_rate": args.learning_rate,
                 "batch_size": BATCH_SIZE,
                 "seed": args.seed,
+                "seconds": round(time.time() - start),
             },
         ],
         "model": {"id": SMOLLM2_ID, "sha256": source.sha256},
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, trl, peft)},
-        "seconds": round(time.time() - start),
     }
     (output_dir / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
