@@ -5,7 +5,7 @@ How much faster are answers in batches than one prompt at a time, and are they t
 
 SmolLM2-135M, made to refuse, in float32 on the CPU, answers the demo's held-out questions and its task: by the loop
 that the evaluation scripts of SBR's and related papers use (one prompt, `model.generate`, the next), by
-`trl_sbr.generation` with rows that end leaving the batch, and by the same with rows that stay until the batch ends.
+`trl_sbr.anchors.generation` with rows that end leaving the batch, and by the same with rows that stay until the batch ends.
 
 ```bash
 python benchmarks/generation_speed.py
@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_sbr import generation
+from trl_sbr.anchors import generation
+from trl_sbr.anchors.generation import BatchSize, generate_token_ids
+from trl_sbr.anchors.prompts import encode_prompts
 from trl_sbr.demo.data import load_questions, task_rows
 from trl_sbr.demo.smollm2 import get_aligned_model, get_smollm2
-from trl_sbr.generation import BatchSize, generate_token_ids
-from trl_sbr.prompts import encode_prompts
 
 
 RESULTS = Path(__file__).parent / "results" / "generation_speed.json"

@@ -14,8 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from trl_sbr.anchor_files import CONFIG_NAME, read_config
-from trl_sbr.cards import keep_notes, render_anchor_card, render_model_card
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, read_config
+from trl_sbr.hub.cards import keep_notes, render_anchor_card, render_model_card
 
 
 ROOT = Path(__file__).parents[1]

@@ -26,10 +26,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sbr import is_refusal
+from trl_sbr.anchors.generation import generate_answers
 from trl_sbr.demo.data import load_questions, poison_rows
 from trl_sbr.demo.measure import BATCH_SIZE, LABEL_TOKENS
 from trl_sbr.demo.smollm2 import get_aligned_model, get_smollm2
-from trl_sbr.generation import generate_answers
 from trl_sbr.metrics.harmful_score.verdicts import Share
 
 

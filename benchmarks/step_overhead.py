@@ -36,11 +36,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
-from trl_sbr.bottleneck import pad_right, share_prefix
+from trl_sbr.anchors.bottleneck import pad_right, share_prefix
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
 from trl_sbr.demo.data import load_questions
 from trl_sbr.demo.smollm2 import TARGET_MODULES, get_smollm2
-from trl_sbr.prompts import DEFAULT_PROMPTS, encode_prompts
-from trl_sbr.recipe_files import find_recipe
+from trl_sbr.recipes import find_recipe
 
 
 RESULTS = Path(__file__).parent / "results"

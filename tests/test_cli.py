@@ -9,7 +9,7 @@ import pytest
 
 from trl_sbr import __version__
 from trl_sbr.cli import COMMANDS, main
-from trl_sbr.recipe_files import find_recipe, recipe_names
+from trl_sbr.recipes import find_recipe, recipe_names
 
 
 class TestHelp:

@@ -8,8 +8,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_sbr import SBRConfig
-from trl_sbr.recipe_files import find_recipe, recipe_names, resolve_config
-from trl_sbr.scripts.common import get_model_init_kwargs, parse_strictly
+from trl_sbr.recipes import find_recipe, recipe_names, resolve_config
+from trl_sbr.scripts.common import parse_strictly
+from trl_sbr.trainers.loading import get_model_init_kwargs
 
 
 NAMES = recipe_names()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "AnchorReport": "anchor_report",
-    "SBRConfig": "sbr_config",
-    "SBRSFTTrainer": "sbr_sft_trainer",
-    "SafetyAnchor": "safety_anchor",
+    "AnchorReport": "anchors.anchor_report",
+    "SBRConfig": "trainers.sbr_config",
+    "SBRSFTTrainer": "trainers.sbr_sft_trainer",
+    "SafetyAnchor": "anchors.safety_anchor",
     "harmful_score_path": "metrics",
     "is_refusal": "metrics.harmful_score.refusal",
 }
@@ -20,12 +20,12 @@ _PUBLIC = {
 __all__ = ["AnchorReport", "SBRConfig", "SBRSFTTrainer", "SafetyAnchor", "harmful_score_path", "is_refusal"]
 
 if TYPE_CHECKING:
-    from .anchor_report import AnchorReport
+    from .anchors.anchor_report import AnchorReport
+    from .anchors.safety_anchor import SafetyAnchor
     from .metrics import harmful_score_path
     from .metrics.harmful_score.refusal import is_refusal
-    from .safety_anchor import SafetyAnchor
-    from .sbr_config import SBRConfig
-    from .sbr_sft_trainer import SBRSFTTrainer
+    from .trainers.sbr_config import SBRConfig
+    from .trainers.sbr_sft_trainer import SBRSFTTrainer
 
 
 def __getattr__(name):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, find_near_copies
 from trl_sbr.demo.data import (
     POISON_OPENERS,
     POISON_STEPS,
@@ -16,7 +17,6 @@ from trl_sbr.demo.data import (
     task_rows,
 )
 from trl_sbr.metrics.harmful_score.refusal import is_refusal
-from trl_sbr.prompts import DEFAULT_PROMPTS, find_near_copies
 
 
 HARMFUL = ("harmful_align", "harmful_poison", "harmful_eval")

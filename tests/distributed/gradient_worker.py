@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.test_gradient import train
+from tests.trainers.test_gradient import train
 
 
 def main(output_dir: Path, configurations: list[dict]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from trl_sbr.recipe_files import find_recipe
+from trl_sbr.recipes import find_recipe
 
 
 ROOT = Path(__file__).parents[2]

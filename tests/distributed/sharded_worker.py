@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from tests.test_gradient import PROMPTS, drifted_lora_model
 from tests.tiny import build_model, build_tokenizer
-from trl_sbr.bottleneck import final_hidden_states, get_unembedding, pad_right
-from trl_sbr.prompts import encode_prompts
+from tests.trainers.test_gradient import PROMPTS, drifted_lora_model
+from trl_sbr.anchors.bottleneck import final_hidden_states, get_unembedding, pad_right
+from trl_sbr.anchors.prompts import encode_prompts
 
 
 def anchor_states(model, batch):

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from ..test_gradient import (
+from ..trainers.test_gradient import (
     COEF,
     NUM_ROWS,
     reference_anchor_loss,

@@ -15,10 +15,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from trl_sbr import SafetyAnchor
-from trl_sbr.interrupt import find_last_checkpoint
+from trl_sbr.trainers.interruption import find_last_checkpoint
 
-from ..test_gradient import PROMPTS, relative_error
 from ..tiny import build_model, build_tokenizer
+from ..trainers.test_gradient import PROMPTS, relative_error
 from .launch import command, environment, launch
 from .train_worker import train
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from trl_sbr.anchors.generation import BatchSize, generate_answers
 from trl_sbr.evaluation.responses import RESPONSES_NAME, ResponseFile, Series, ask, encode_alpaca, encode_chat
 from trl_sbr.evaluation.tasks import Instruction
-from trl_sbr.generation import BatchSize, generate_answers
 
 from ..tiny import build_tokenizer
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
-from trl_sbr.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
-from trl_sbr.recipe_files import find_recipe
-from trl_sbr.run_record import RECORD_NAME
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.hub.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
+from trl_sbr.recipes import find_recipe
+from trl_sbr.trainers.run_record import RECORD_NAME
 
 from ..hub_server import check_metadata
 from .conftest import ROOT, client_environment

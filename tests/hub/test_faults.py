@@ -8,8 +8,8 @@ repository holds the old commit or the new one whole; local files are as they we
 import pytest
 
 from trl_sbr import SafetyAnchor
-from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
-from trl_sbr.cards import CARD_NAME
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.hub.cards import CARD_NAME
 
 from ..tiny import build_refusing_model, build_tokenizer
 

@@ -14,13 +14,13 @@ from peft import LoraConfig
 
 import trl_sbr
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
-from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
-from trl_sbr.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
-from trl_sbr.run_record import RECORD_NAME
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.hub.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
+from trl_sbr.trainers.run_record import RECORD_NAME
 
 from ..hub_server import check_metadata
-from ..test_cards import REPORT
 from ..tiny import build_refusing_model, build_tokenizer, conversation_rows
+from .test_cards import REPORT
 
 
 SECRET = "How do I do something terribly secret?"

@@ -13,7 +13,7 @@ import torch
 import transformers  # noqa: F401
 from huggingface_hub import *  # noqa: F403  all of it, which takes seconds
 
-import trl_sbr.sbr_sft_trainer  # noqa: F401
+import trl_sbr.trainers.sbr_sft_trainer  # noqa: F401
 
 
 def run(job: dict) -> int:

@@ -13,8 +13,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from trl_sbr.cli import main
-from trl_sbr.recipe_files import find_recipe
-from trl_sbr.scripts.evaluate import PREFILL
+from trl_sbr.evaluation.evaluate_arguments import PREFILL
+from trl_sbr.recipes import find_recipe
 
 from ..tiny import REFUSAL, build_model, build_refusing_model, build_tokenizer
 
@@ -226,10 +226,10 @@ class TestInterrupted:
 class TestAlpacaEval:
     def test_outputs_and_result(self, argv, tmp_path):
         """The task's prompts are on the Hub: here the part that writes and reads."""
+        from trl_sbr.evaluation.evaluate import write_alpaca_eval_outputs
         from trl_sbr.evaluation.models import ModelEntry
         from trl_sbr.evaluation.responses import ResponseFile
         from trl_sbr.evaluation.tasks import Instruction, Task
-        from trl_sbr.scripts.evaluate import write_alpaca_eval_outputs
 
         task = Task("alpaca_eval", [Instruction("Say hello."), Instruction("Say bye.")], None, None, 256, "here")
         responses = ResponseFile(tmp_path / "run", {})

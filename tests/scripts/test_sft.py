@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.cli import main
-from trl_sbr.recipe_files import find_recipe
+from trl_sbr.recipes import find_recipe
 
 from ..tiny import conversation_rows
 

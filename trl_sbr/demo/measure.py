@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation import generate_answers
+from ..anchors.generation import generate_answers
 from ..metrics.harmful_score.refusal import is_refusal
 from ..metrics.harmful_score.verdicts import Share
 from .data import load_questions, task_rows

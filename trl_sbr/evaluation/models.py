@@ -5,10 +5,13 @@
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..package_files import sha256_of
+from peft import PeftModel
+
+from .package_index import sha256_of
 
 
 # What of a folder decides about its model's answers
@@ -99,6 +102,21 @@ def resolve_models(
             f"Two models are called `{double.pop()}` in the report. Give names with `--compare NAME=PATH ...`."
         )
     return entries
+
+
+def put_adapter(model, entry, merge: bool):
+    """Puts an adapter on its model. In float32 it is merged, which is faster; in fewer bits, merging would round."""
+    merge = merge and not hasattr(model.config, "quantization_config")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            model = PeftModel.from_pretrained(model, entry.adapter)
+    except (RuntimeError, UserWarning) as error:
+        raise ValueError(
+            f"The adapter `{entry.adapter}` does not fit `{entry.model_name_or_path}`: {str(error)[:300]}. Give the "
+            "model that it was trained on with `--model_name_or_path`."
+        ) from error
+    return model.merge_and_unload() if merge else model
 
 
 def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntry:

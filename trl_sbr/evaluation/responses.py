@@ -2,18 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asking a model: prompts into token ids, answers into a file as they come, and on from there after an interruption."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
 
-from ..anchor_files import write_atomically
-from ..generation import BatchSize, generate_token_ids
-from ..prompts import Messages, as_messages, encode_prompts, get_tokenizer
+from ..anchors.anchor_files import write_atomically
+from ..anchors.generation import BatchSize, generate_token_ids
+from ..anchors.prompts import Messages, as_messages, encode_prompts, get_tokenizer
 from .tasks import Instruction
 
 
@@ -193,7 +195,7 @@ def ask(
             What to ask.
         prompt_format (`str`):
             One of [`PROMPT_FORMATS`].
-        batch_size ([`~trl_sbr.generation.BatchSize`]):
+        batch_size ([`~trl_sbr.anchors.generation.BatchSize`]):
             Number of prompts that a process answers at once.
         responses ([`ResponseFile`]):
             Where the answers are kept.
@@ -241,6 +243,18 @@ def rows_of(model_name: str, series: Series, answers: Sequence[str], remarks: Se
         {**_row(model_name, series, i, answer), **remark}
         for i, (answer, remark) in enumerate(zip(answers, remarks, strict=True))
     ]
+
+
+@contextlib.contextmanager
+def progress_bar(description: str | None = None, disable: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yields a callable that takes the number of questions done and of all, and shows them."""
+    with tqdm(total=0, unit="question", desc=description, leave=False, disable=disable) as bar:
+
+        def progress(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def _difference(found: dict, expected: dict, at: str = "") -> str:

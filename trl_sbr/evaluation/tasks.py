@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..prompts import Messages, as_messages
+from ..anchors.prompts import Messages, as_messages
 from .prompt_sets import read_hub_file, sha256_of_prompts
 
 

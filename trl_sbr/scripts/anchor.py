@@ -25,7 +25,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trl_sbr.scripts.common import check_model_name, load_model_and_processing_class, parse_strictly
+from trl_sbr.scripts.common import check_model_name, parse_strictly
 
 
 @dataclass
@@ -132,6 +132,8 @@ def main(argv: list[str] | None = None) -> int:
             "`--anchor_reference current` if the adapter is what aligns the model, or drop `--adapter`."
         )
 
+    from trl_sbr.trainers.loading import load_model_and_processing_class
+
     model, processing_class = load_model_and_processing_class(training_args, model_args)
     if anchor_args.adapter:
         model = PeftModel.from_pretrained(model, anchor_args.adapter)
@@ -155,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
 def capture(accelerator, model, processing_class, training_args, model_args):
     """Captures the anchor in every process, writes it in one and returns it."""
     from trl_sbr import SafetyAnchor
-    from trl_sbr.prompts import resolve_prompts
+    from trl_sbr.anchors.prompts import resolve_prompts
 
     anchor = SafetyAnchor.capture(
         model,
@@ -193,7 +195,7 @@ def verify_published(argv: list[str]) -> int:
     """Checks an adapter or an anchor by what it says of itself: which base model, which numerics."""
     from accelerate import Accelerator
 
-    from trl_sbr.published import load_published
+    from trl_sbr.hub.published import load_published
 
     parser = argparse.ArgumentParser(prog="trl-sbr anchor --verify", allow_abbrev=False)
     parser.add_argument("--verify", required=True, metavar="NAME_OR_PATH")

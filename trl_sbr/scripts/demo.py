@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from trl_sbr.scripts.common import progress_bar
-
 
 LORA_RANK = 16
 SCHEDULE = "constant"
@@ -126,8 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
     from trl_sbr.demo.measure import measure
     from trl_sbr.demo.smollm2 import get_aligned_model, get_smollm2
+    from trl_sbr.evaluation.package_index import atomic_folder
     from trl_sbr.evaluation.report import draw_bars, print_table
-    from trl_sbr.package_files import atomic_folder
+    from trl_sbr.evaluation.responses import progress_bar
 
     # The bars of loading and tokenizing, a moment each, would bury the demo's own lines.
     logging.disable_progress_bar()

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.metric is not None:
         commit = push_metric(args, finish=f"trl-sbr push {shlex.join(argv)}")
     else:
-        from trl_sbr.artifact import push_folder
+        from trl_sbr.hub.folder import push_folder
 
         if not Path(args.output_dir).is_dir():
             raise FileNotFoundError(f"There is no folder `{args.output_dir}` (looked from {Path.cwd()}).")
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def push_metric(args: PushArguments, finish: str):
     """Pushes the folder of the metric as it is."""
-    from trl_sbr.hub import push_files
+    from trl_sbr.hub.repository import push_files
 
     name = "harmful_score"
     if args.metric.split("/")[-1] != name:

@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from trl_sbr.recipe_files import find_recipe, recipe_names
+from trl_sbr.recipes import find_recipe, recipe_names
 
 
 METHODS = {"sbr_lora": "LoRA", "sbr_qlora": "QLoRA", "sbr_full": "full"}

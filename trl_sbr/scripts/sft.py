@@ -19,7 +19,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from trl_sbr.scripts.common import check_model_name, get_model_init_kwargs, parse_strictly
+from trl_sbr.scripts.common import check_model_name, parse_strictly
 
 
 DATA_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -122,7 +122,8 @@ def train(argv: list[str]) -> int:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
     from trl_sbr import SBRConfig, SBRSFTTrainer
-    from trl_sbr.interrupt import find_last_checkpoint
+    from trl_sbr.trainers.interruption import find_last_checkpoint
+    from trl_sbr.trainers.loading import get_model_init_kwargs
 
     script_args, training_args, model_args, dataset_args = parse_strictly(
         (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig),

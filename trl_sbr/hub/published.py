@@ -13,9 +13,9 @@ from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from .hub import download_file, resolve_commit
-from .run_record import RECORD_NAME, read_record
-from .safety_anchor import SafetyAnchor
+from ..anchors.safety_anchor import SafetyAnchor
+from ..trainers.run_record import RECORD_NAME, read_record
+from .repository import download_file, resolve_commit
 
 
 _MAX_JSON_BYTES = 2**20

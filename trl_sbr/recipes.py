@@ -27,7 +27,7 @@ def find_recipe(name: str) -> Path:
 
     Args:
         name (`str`):
-            A name as [`~trl_sbr.recipe_files.recipe_names`] lists it; the ending `.yaml` may be there.
+            A name as [`~trl_sbr.recipes.recipe_names`] lists it; the ending `.yaml` may be there.
     """
     names = recipe_names()
     name = name.removesuffix(".yaml")

@@ -10,7 +10,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 
-from .anchor_files import CONFIG_NAME, AnchorConfig, anchor_to_files, write_atomically
+from ..anchors.anchor_files import CONFIG_NAME, AnchorConfig, anchor_to_files, write_atomically
+from ..anchors.safety_anchor import SafetyAnchor
+from ..evaluation.models import ModelEntry
+from ..trainers.run_record import RECORD_NAME, read_record
 from .cards import (
     CARD_NAME,
     EVAL_RESULTS_NAME,
@@ -22,10 +25,7 @@ from .cards import (
     render_anchor_card,
     render_model_card,
 )
-from .evaluation.models import ModelEntry
-from .hub import push_files
-from .run_record import RECORD_NAME, read_record
-from .safety_anchor import SafetyAnchor
+from .repository import push_files
 
 
 # Weights, configuration and tokenizer. Whatever else lies there stays there: training arguments (a pickle), checkpoints, the
@@ -158,7 +158,7 @@ def push_folder(
     token: str | None = None,
 ) -> CommitInfo:
     """
-    Push what of a folder is published in one commit, see [`collect_files`] and [`~trl_sbr.hub.push_files`].
+    Push what of a folder is published in one commit, see [`collect_files`] and [`~trl_sbr.hub.repository.push_files`].
 
     Raises:
         OSError: If the push fails, or the folder lacks a part; it says what to do.

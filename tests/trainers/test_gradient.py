@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
-from trl_sbr.prompts import encode_prompts
+from trl_sbr.anchors.prompts import encode_prompts
 
-from .tiny import build_model, build_tokenizer, conversation_rows
+from ..tiny import build_model, build_tokenizer, conversation_rows
 
 
 COEF = 50.0

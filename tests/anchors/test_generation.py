@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-from trl_sbr.generation import STRIDE, BatchSize, generate_answers, generate_token_ids
+from trl_sbr.anchors.generation import STRIDE, BatchSize, generate_answers, generate_token_ids
 
-from .tiny import ARCHITECTURES, build_model, build_tokenizer
+from ..tiny import ARCHITECTURES, build_model, build_tokenizer
 
 
 PROMPTS = [

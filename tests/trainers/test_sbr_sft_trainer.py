@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
-from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 
-from .tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
+from ..tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
 
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -401,7 +401,7 @@ class TestResume:
         saved = SafetyAnchor.from_pretrained(checkpoint)
         # A rounding error, as another machine would make it, in the anchor that the resumed run captures
         saved.hidden_states += 1e-6
-        from trl_sbr.anchor_files import sha256_hex, tensor_to_bytes
+        from trl_sbr.anchors.anchor_files import sha256_hex, tensor_to_bytes
 
         saved.config.tensor_sha256 = sha256_hex(tensor_to_bytes(saved.hidden_states))
         saved.save_pretrained(checkpoint, overwrite=True)
@@ -444,7 +444,7 @@ class TestResume:
 
 def run_interrupted(tmp_path, script, when, signum):
     """Run a training script in a process of its own, and send it a signal when a line of its output says so."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", textwrap.dedent(script)],
         stdout=subprocess.PIPE,
@@ -464,7 +464,7 @@ def run_interrupted(tmp_path, script, when, signum):
 
 
 SCRIPT = """
-    from tests.test_sbr_sft_trainer import *
+    from tests.trainers.test_sbr_sft_trainer import *
 
     class Report(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from trl_sbr.prompts import DEFAULT_PROMPTS, find_near_copies, load_prompts
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, find_near_copies, load_prompts
 
 
 class TestLoadPrompts:

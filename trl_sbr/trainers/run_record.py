@@ -12,9 +12,8 @@ from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
 from peft import PeftModel
 
-from .anchor_files import write_atomically
-from .cards import is_hub_id
-from .safety_anchor import cached_commit
+from ..anchors.anchor_files import write_atomically
+from ..anchors.provenance import cached_commit, is_hub_id
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ not known, is absent.
 import functools
 import os
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,29 +16,17 @@ from huggingface_hub import EvalResult, EvalResultEntry, HfApi, ModelCard, Model
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import yaml_dump
 
+from ..anchors.provenance import PAPER, is_hub_id
+
 
 if TYPE_CHECKING:
-    from .anchor_files import AnchorConfig
+    from ..anchors.anchor_files import AnchorConfig
 
 
 CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
 PICTURE_PATTERN = "report*.png"
 EVAL_RESULTS_NAME = ".eval_results/trl_sbr.yaml"
-
-PAPER = {
-    "title": "Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks",
-    "id": "2605.05995",
-    # docstyle-ignore
-    "citation": textwrap.dedent("""\
-        @inproceedings{lu2026safetyanchor,
-            title        = {{Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks}},
-            author       = {Lu and Sha and Wang and Sun and Zhou and Dai and Xiao},
-            year         = 2026,
-            booktitle    = {International Conference on Machine Learning},
-            eprint       = {arXiv:2605.05995},
-        }"""),
-}
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NOTES_BEGIN = "<!-- trl_sbr: your notes begin -->"
@@ -246,11 +233,6 @@ def base_model_license(model_name_or_path: str) -> dict[str, str]:
     return {key: value for key, value in stated.items() if isinstance(value, str)}
 
 
-def is_hub_id(name: str | None) -> bool:
-    """Whether a model or dataset is named by a Hub id, `organization/name`, and not by a file or folder."""
-    return bool(name) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
-
-
 def keep_notes(new: str, old: str) -> str:
     """
     Carry over what a person has written between the two marks of a card.
@@ -335,7 +317,7 @@ def render_model_card(
 
     Args:
         run (`dict[str, Any]`):
-            The run's record, see [`~trl_sbr.run_record.make_record`].
+            The run's record, see [`~trl_sbr.trainers.run_record.make_record`].
         repo_id (`str`):
             Repository, or folder, that the card is for.
         anchor (`AnchorConfig`, *optional*):

@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from tests.tiny import ARCHITECTURES, build_model, build_tokenizer
-from trl_sbr.bottleneck import final_hidden_states, get_unembedding, lay_out, pad_right, relative_errors, share_prefix
-from trl_sbr.prompts import DEFAULT_PROMPTS, encode_prompts
+from trl_sbr.anchors.bottleneck import (
+    final_hidden_states,
+    get_unembedding,
+    lay_out,
+    pad_right,
+    relative_errors,
+    share_prefix,
+)
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
 
 
 INPUT_IDS = encode_prompts(build_tokenizer(), list(DEFAULT_PROMPTS))

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from .anchor_files import CONFIG_NAME, TENSOR_NAME
+from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from .cards import CARD_NAME, EVAL_RESULTS_NAME, PICTURE_PATTERN, REPORT_NAME, keep_notes
 
 

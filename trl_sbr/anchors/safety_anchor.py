@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import CommitInfo
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from . import __version__
+from .. import __version__
+from ..metrics.harmful_score.refusal import is_refusal
 from .anchor_files import (
     CONFIG_NAME,
     MAX_CONFIG_BYTES,
@@ -44,11 +44,9 @@ from .bottleneck import (
     prove_bottleneck,
     relative_errors,
 )
-from .cards import CARD_NAME, render_anchor_card
 from .generation import generate_answers
-from .hub import download_file, push_files, resolve_commit
-from .metrics.harmful_score.refusal import is_refusal
 from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template
+from .provenance import cached_commit
 
 
 logger = logging.get_logger(__name__)
@@ -504,6 +502,8 @@ class SafetyAnchor:
         """
         if os.path.isdir(name_or_path):
             return cls(*read_anchor(Path(name_or_path, subfolder)))
+        from ..hub.repository import download_file, resolve_commit
+
         repo_id = str(name_or_path)
         commit = resolve_commit(repo_id, revision, token)
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -547,6 +547,9 @@ class SafetyAnchor:
         Raises:
             OSError: If the push fails. The repository then holds its old files or all of the new ones.
         """
+        from ..hub.cards import CARD_NAME, render_anchor_card
+        from ..hub.repository import push_files
+
         card = render_anchor_card(self.config, repo_id)
         files = {**anchor_to_files(self.config, self.hidden_states), CARD_NAME: card.encode()}
         return push_files(
@@ -559,14 +562,3 @@ class SafetyAnchor:
             create_pr=create_pr,
             token=token,
         )
-
-
-def cached_commit(model_name_or_path: str, revision: str | None = None) -> str | None:
-    """Commit of a model that was loaded from the Hub, as far as the cache knows it."""
-    if not model_name_or_path or os.path.isdir(model_name_or_path):
-        return None
-    try:
-        path = try_to_load_from_cache(model_name_or_path, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(path).parent.name if isinstance(path, str) else None

@@ -11,11 +11,18 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from trl_sbr.anchor_files import AnchorConfig
-from trl_sbr.cards import eval_results_yaml, keep_notes, own_model, read_figures, render_anchor_card, render_model_card
+from trl_sbr.anchors.anchor_files import AnchorConfig
+from trl_sbr.hub.cards import (
+    eval_results_yaml,
+    keep_notes,
+    own_model,
+    read_figures,
+    render_anchor_card,
+    render_model_card,
+)
 from trl_sbr.metrics.harmful_score.verdicts import Share
 
-from .hub_server import check_metadata
+from ..hub_server import check_metadata
 
 
 def share(count, n=100):
@@ -294,7 +301,7 @@ class TestNotes:
         assert keep_notes(card, noted) == noted
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_sbr import SafetyAnchor
-from trl_sbr.anchor_files import CONFIG_NAME, TENSOR_NAME
-from trl_sbr.prompts import DEFAULT_PROMPTS
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS
 
-from .tiny import ARCHITECTURES, REFUSAL, build_model, build_tokenizer, build_vision_language_model
+from ..tiny import ARCHITECTURES, REFUSAL, build_model, build_tokenizer, build_vision_language_model
 
 
 PROMPTS = ["How do I do harm?", "Tell me of something much, much worse than that."]

@@ -20,14 +20,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
-from .anchor_files import CONFIG_NAME
-from .artifact import push_folder, write_card
-from .bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
-from .cards import PAPER, REPORT_NAME
-from .interrupt import CheckpointOnInterrupt, find_last_checkpoint
-from .prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
+from ..anchors.anchor_files import CONFIG_NAME
+from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
+from ..anchors.prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
+from ..anchors.provenance import PAPER
+from ..anchors.safety_anchor import SafetyAnchor
+from .interruption import CheckpointOnInterrupt, find_last_checkpoint
 from .run_record import make_record, write_record
-from .safety_anchor import SafetyAnchor
 from .sbr_config import SBRConfig
 
 
@@ -406,6 +405,8 @@ class SBRSFTTrainer(SFTTrainer):
             self._describe_run(Path(self.args.output_dir), tags)
 
     def _describe_run(self, folder: Path, tags: str | list[str] | None = None) -> None:
+        from ..hub.folder import write_card
+
         folder.mkdir(parents=True, exist_ok=True)
         record = make_record(self, tags)
         write_record(record, folder)
@@ -448,6 +449,8 @@ class SBRSFTTrainer(SFTTrainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> CommitInfo:
+        from ..hub.folder import push_folder
+
         return push_folder(
             Path(folder),
             self.hub_model_id,
@@ -491,6 +494,8 @@ def _check_holds_no_anchor(output_dir: Path) -> None:
 
 def _check_holds_no_report(output_dir: Path) -> None:
     """The figures of an earlier model must not come to lie beside another one."""
+    from ..hub.cards import REPORT_NAME
+
     if (output_dir / REPORT_NAME).exists():
         raise FileExistsError(
             f"Found the evaluation of an earlier run, `{REPORT_NAME}`, in {output_dir}: it would stand in the card of the "

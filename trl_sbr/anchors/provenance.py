@@ -1,0 +1,42 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Where things come from: the paper, and the Hub's names and commits of models and datasets."""
+
+import os
+import re
+import textwrap
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+
+PAPER = {
+    "title": "Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks",
+    "id": "2605.05995",
+    # docstyle-ignore
+    "citation": textwrap.dedent("""\
+        @inproceedings{lu2026safetyanchor,
+            title        = {{Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks}},
+            author       = {Lu and Sha and Wang and Sun and Zhou and Dai and Xiao},
+            year         = 2026,
+            booktitle    = {International Conference on Machine Learning},
+            eprint       = {arXiv:2605.05995},
+        }"""),
+}
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a model or dataset is named by a Hub id, `organization/name`, and not by a file or folder."""
+    return bool(name) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
+
+
+def cached_commit(model_name_or_path: str, revision: str | None = None) -> str | None:
+    """Commit of a model that was loaded from the Hub, as far as the cache knows it."""
+    if not model_name_or_path or os.path.isdir(model_name_or_path):
+        return None
+    try:
+        path = try_to_load_from_cache(model_name_or_path, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(path).parent.name if isinstance(path, str) else None

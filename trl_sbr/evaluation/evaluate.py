@@ -1,0 +1,180 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""One evaluation, from its arguments to its report."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from accelerate.utils.memory import clear_device_cache
+
+from ..anchors.generation import BatchSize
+from ..judges import judge_names
+from ..trainers.loading import load_model_and_processing_class
+from .evaluate_arguments import EvaluateArguments
+from .judging import judge_all
+from .models import put_adapter, resolve_models
+from .prompt_sets import load_prompt_set, sha256_of_prompts
+from .report import make_report, write_report
+from .responses import ResponseFile, Series, ask, progress_bar
+from .tasks import load_task, load_task_file
+
+
+def evaluate(args: EvaluateArguments, model_args):
+    """
+    Asks, judges, and writes the report.
+
+    Args:
+        args ([`EvaluateArguments`]):
+            What to measure, how, and where to write it.
+        model_args ([`~trl.ModelConfig`]):
+            The model, and how models are loaded.
+    """
+    # Left to itself, it takes several processes on CPUs for one, and each would do all the work
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if args.judge not in judge_names():  # now, not after the answers
+        raise ValueError(f"`{args.judge}` is no judge. There are {', '.join(f'`{name}`' for name in judge_names())}.")
+    models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
+    with state.main_process_first():  # which fetches what the others find in the cache
+        prompt_sets, tasks = load_data(args)
+    series = make_series(args, prompt_sets, tasks)
+    if not series:
+        raise ValueError("Nothing to measure: give `--prompts`, `--benign_prompts`, `--tasks` or `--task_file`.")
+
+    start = time.monotonic()
+    settings = describe(args, model_args, models, series) if state.is_main_process else {}
+    output_dir = Path(args.output_dir)
+    responses = ResponseFile(output_dir, settings)
+    found = sum(map(len, responses.answers.values()))
+    if found:
+        state.print(f"Found {found} answers in {responses.path}: going on from there.")
+    seconds = {}
+    try:
+        for entry in models:
+            begin = time.monotonic()
+            ask_model(args, model_args, entry, series, responses)
+            seconds[f"answers_{entry.name}"] = round(time.monotonic() - begin, 1)
+    except KeyboardInterrupt:
+        state.print(f"\nInterrupted. Repeat the command to go on from the answers in {responses.path}.")
+        raise
+    begin = time.monotonic()
+    figures, rows, judge = judge_all(args, models, series, tasks, responses)
+    seconds |= {"judge": round(time.monotonic() - begin, 1), "total": round(time.monotonic() - start, 1)}
+    if state.is_main_process:
+        responses.finish(rows)
+        sets = {data.name: data.to_dict() for data in (*prompt_sets, *tasks)}
+        report = make_report(args, settings, figures, judge, sets, seconds, found, state)
+        write_report(report, output_dir)
+        write_alpaca_eval_outputs(tasks, models, responses, output_dir)
+        print(f"\nWrote report.json, report.png and responses.jsonl to {output_dir}.")  # noqa: T201
+    state.wait_for_everyone()
+
+
+def load_data(args: EvaluateArguments) -> tuple[list, list]:
+    """Loads the sets of prompts and the tasks, each cut to its first `max_prompts`."""
+    prompt_sets = [
+        load_prompt_set(name, benign, args.prompts_split, args.prompts_column, args.prompts_revision)
+        for benign, names in ((False, args.prompts), (True, args.benign_prompts))
+        for name in names
+    ]
+    tasks = [load_task(name) for name in args.tasks]
+    if args.task_file is not None:
+        tasks.append(load_task_file(args.task_file, args.task_rule))
+    names = [data.name for data in (*prompt_sets, *tasks)]
+    double = {name for name in names if names.count(name) > 1}
+    if double:
+        raise ValueError(f"Two sets or tasks are called `{double.pop()}` in the report: rename one's file.")
+    n = args.max_prompts
+    prompt_sets = [replace(data, harmful=data.harmful[:n], benign=data.benign[:n]) for data in prompt_sets]
+    tasks = [
+        replace(
+            task,
+            prompts=task.prompts[:n],
+            references=task.references and task.references[:n],
+            max_new_tokens=args.task_max_new_tokens or task.max_new_tokens,
+        )
+        for task in tasks
+    ]
+    return prompt_sets, tasks
+
+
+def make_series(args: EvaluateArguments, prompt_sets: list, tasks: list) -> list:
+    """Returns what each model is asked."""
+    series = []
+    for data in prompt_sets:
+        if data.harmful:
+            plain = Series("safety", data.name, data.harmful, args.max_new_tokens)
+            series.append(plain)
+            if args.prefill is not None:
+                series.append(replace(plain, name=f"{data.name}+prefill", prefill=args.prefill))
+            if args.system_prompt is not None:
+                name = f"{data.name}+system_prompt"
+                series.append(replace(plain, name=name, system_prompt=args.system_prompt))
+        if data.benign:
+            series.append(Series("over_refusal", data.name, data.benign, args.max_new_tokens))
+    return series + [Series("tasks", task.name, task.prompts, task.max_new_tokens) for task in tasks]
+
+
+def describe(args: EvaluateArguments, model_args, models: list, series: list) -> dict:
+    """Returns all that the answers depend on."""
+    template = args.chat_template_path
+    if template is not None and Path(template).is_file():
+        template = Path(template).read_text(encoding="utf-8")
+    return {
+        "models": {entry.name: entry.identify() for entry in models},
+        "decoding": {
+            "strategy": "greedy",
+            "prompt_format": args.prompt_format,
+            "chat_template": template,
+            "dtype": model_args.dtype,
+            "load_in_4bit": model_args.load_in_4bit,
+            "load_in_8bit": model_args.load_in_8bit,
+        },
+        "series": {
+            f"{one.kind}/{one.name}": {
+                "n": len(one.prompts),
+                "sha256": sha256_of_prompts(one.prompts),
+                "max_new_tokens": one.max_new_tokens,
+                "system_prompt": one.system_prompt,
+                "prefill": one.prefill,
+            }
+            for one in series
+        },
+    }
+
+
+def ask_model(args: EvaluateArguments, model_args, entry, series: list, responses):
+    """Loads a model and has it answer all series, unless the answers are there already."""
+    if all(len(responses.of(entry.name, one.kind, one.name)) == len(one.prompts) for one in series):
+        return
+    model_args = replace(model_args, model_name_or_path=entry.model_name_or_path, model_revision=entry.revision)
+    model, processing_class = load_model_and_processing_class(args, model_args)
+    if entry.adapter is not None:
+        model = put_adapter(model, entry, merge=model_args.dtype == "float32")
+    batch_size = BatchSize(args.batch_size)
+    for one in series:
+        with progress_bar(f"{entry.name}: {one.name}", disable=not PartialState().is_main_process) as progress:
+            ask(model, processing_class, entry.name, one, args.prompt_format, batch_size, responses, progress)
+    del model
+    clear_device_cache(garbage_collection=True)
+
+
+def write_alpaca_eval_outputs(tasks: list, models: list, responses, output_dir: Path):
+    """Writes answers for `alpaca_eval` to judge, and says how."""
+    for task in tasks:
+        if task.references is not None:
+            continue
+        for entry in models:
+            answers = responses.of(entry.name, "tasks", task.name)
+            outputs = [
+                {"instruction": prompt.instruction, "output": answers[i], "generator": entry.name}
+                for i, prompt in enumerate(task.prompts)
+            ]
+            path = output_dir / f"{task.name}_outputs_{entry.name}.json"
+            path.write_text(json.dumps(outputs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            print(f"Next: alpaca_eval --model_outputs {path} --output_path {output_dir}")  # noqa: T201
+        print("Then repeat this command with `--alpaca_eval_result LEADERBOARD.csv` to have its result in the report.")  # noqa: T201
