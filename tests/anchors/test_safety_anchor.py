@@ -1,6 +1,8 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_sbr import SafetyAnchor
-from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, sha256_hex, tensor_to_bytes
 from trl_sbr.anchors.prompts import DEFAULT_PROMPTS
 
 from ..tiny import ARCHITECTURES, REFUSAL, build_model, build_tokenizer, build_vision_language_model
@@ -29,10 +31,14 @@ def capture(model, tokenizer, prompts=PROMPTS, **kwargs):
     return SafetyAnchor.capture(model, tokenizer, prompts, require_refusal=False, **kwargs)
 
 
-def unpadded_state(model, input_ids):
-    """The reference: `hidden_states[-1]` at the last token of a forward of its own."""
+def hidden_states(model, input_ids):
+    """The reference: `hidden_states[-1]` of a forward of its own."""
     with torch.no_grad():
-        return model(torch.tensor([input_ids]), output_hidden_states=True).hidden_states[-1][0, -1]
+        return model(torch.tensor([input_ids]), output_hidden_states=True).hidden_states[-1][0]
+
+
+def unpadded_state(model, input_ids):
+    return hidden_states(model, input_ids)[-1]
 
 
 class TestCapture:
@@ -241,9 +247,20 @@ def saved(model, tokenizer, tmp_path):
 
 
 def edit_config(path, **changes):
+    """Edit the configuration, and the hash that vouches for it."""
     file = path / CONFIG_NAME
     config = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    config = {k: v for k, v in config.items() if v is not ...}
+    if "anchor_sha256" in config and "anchor_sha256" not in changes:
+        del config["anchor_sha256"]
+        data = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+        config["anchor_sha256"] = hashlib.sha256(data).hexdigest()
+    file.write_text(json.dumps(config))
+
+
+def make_version_1(path):
+    """Turn a saved anchor into the one that earlier releases wrote."""
+    edit_config(path, format_version=1, positions=..., unembedding_sha256=..., anchor_sha256=...)
 
 
 def replace_tensor(path, tensors):
@@ -357,32 +374,103 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"format_version": 2}, "format version 2, expected 1. Upgrade"),
+            ({"format_version": 3}, "format version 3, expected 2. Upgrade"),
+            ({"format_version": 1}, r"unknown \['anchor_sha256', 'positions', 'unembedding_sha256'\]"),
+            ({"format_version": True}, "it has no `format_version`"),
+            ({"anchor_sha256": "0" * 64}, "was edited or corrupted: its `anchor_sha256` is 0000"),
+            ({"anchor_sha256": None}, "was edited or corrupted"),
             ({"reference": ...}, r"missing \['reference'\]"),
             ({"extra": 1}, r"unknown \['extra'\]"),
             ({"prompts": []}, "expected `prompts`"),
             ({"prompts": ["How?", "What?"]}, "expected `prompts` to hold lists of messages"),
+            ({"prompts": [[{"role": "user"}]] * 2}, "safety_anchor_config.json: Expected a prompt"),
             ({"input_ids": [[1]]}, "expected `input_ids` to be 2 lists"),
             ({"input_ids": [[1], [-1]]}, "expected `input_ids`"),
             ({"input_ids": [[1], [True]]}, "expected `input_ids`"),
             ({"input_ids": [[1], []]}, "expected `input_ids`"),
+            ({"positions": None}, "expected `positions` to be 2 lists of rising positions"),
+            ({"positions": [None, [3]]}, "expected `positions`"),
+            ({"positions": [[3]]}, "expected `positions`"),
+            ({"positions": [[3], []]}, "expected `positions`"),
+            ({"positions": [[3], [1000]]}, "expected `positions`"),
+            ({"positions": [[3], [-1]]}, "expected `positions`"),
+            ({"positions": [[3], [4, 3]]}, "expected `positions`"),
+            ({"positions": [[3], [3, 3]]}, "expected `positions`"),
+            ({"positions": [[3], [True]]}, "expected `positions`"),
+            ({"positions": [[3], [3, 4]]}, "expected one float32 tensor `hidden_states` of shape .3, 32."),
+            ({"unembedding_sha256": 1}, "expected `unembedding_sha256`"),
             ({"chat_template_sha256": "abc"}, "expected `chat_template_sha256` to be 64 hexadecimal digits"),
             ({"tensor_sha256": None}, "expected `tensor_sha256`"),
             ({"chat_template_kwargs": []}, "expected `chat_template_kwargs`"),
             ({"model_name_or_path": None}, "expected `model_name_or_path`"),
             ({"model_revision": 1}, "expected `model_revision`"),
+            ({"model_revision": "main"}, "expected `model_revision` to be a commit"),
             ({"reference": "other"}, "expected `reference`"),
             ({"hidden_size": 0}, "expected `hidden_size`"),
             ({"hidden_size": 16}, "expected one float32 tensor `hidden_states` of shape .2, 16."),
             ({"dtype": 1}, "expected `dtype`"),
+            ({"dtype": "flo32"}, "expected `dtype` to be one of"),
+            ({"dtype": "int8"}, "expected `dtype` to be one of"),
+            ({"dtype": ["float32"]}, "expected `dtype` to be one of"),
             ({"autocast_dtype": 1}, "expected `autocast_dtype`"),
+            ({"autocast_dtype": "bfloat"}, "expected `autocast_dtype`"),
             ({"quantization": "4bit"}, "expected `quantization`"),
+            ({"quantization": {}}, "expected `quantization` to be null or an object with a `quant_method`"),
             ({"library_versions": None}, "expected `library_versions`"),
+            ({"library_versions": {}}, "expected `library_versions`"),
+            ({"library_versions": {"trl_sbr": "new"}}, "expected `library_versions`"),
+            ({"library_versions": {"trl_sbr": "1.0.0.dev0+g12", "torch": 2.1}}, "expected `library_versions`"),
         ],
     )
     def test_every_field_is_checked(self, saved, changes, message):
         edit_config(saved[1], **changes)
         with pytest.raises(ValueError, match=message):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_no_edited_value_loads(self, saved):
+        """Whatever is changed without the hash: every number, string, list and null, at any depth."""
+        file = saved[1] / CONFIG_NAME
+        original = json.loads(file.read_text())
+
+        def leaves(value, path=()):
+            items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            yield path, value
+            for key, item in items:
+                yield from leaves(item, (*path, key))
+
+        count = 0
+        for path, value in list(leaves(original)):
+            for other in (None, True, -1, 1.5, "x", [], {}, value + value if isinstance(value, str | list) else 2):
+                edited = copy.deepcopy(original)
+                if not path or other == value:
+                    continue
+                parent = edited
+                for key in path[:-1]:
+                    parent = parent[key]
+                parent[path[-1]] = other
+                file.write_text(json.dumps(edited))
+                with pytest.raises(ValueError):
+                    SafetyAnchor.from_pretrained(saved[1])
+                count += 1
+        assert count > 400
+        file.write_text(json.dumps(original, indent=1))  # other white space is no edit
+        assert SafetyAnchor.from_pretrained(saved[1]).config == saved[0].config
+
+    def test_number_that_is_no_json(self, saved):
+        file = saved[1] / CONFIG_NAME
+        file.write_text(file.read_text().replace('"chat_template_kwargs": {}', '"chat_template_kwargs": {"x": NaN}'))
+        with pytest.raises(ValueError, match="found NaN, which is no JSON"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_states_that_were_scaled_with_their_hash(self, saved):
+        data = safetensors.torch.save({"hidden_states": saved[0].hidden_states * 1.001}, metadata={"format": "pt"})
+        (saved[1] / TENSOR_NAME).write_bytes(data)
+        edit_config(
+            saved[1],
+            tensor_sha256=hashlib.sha256(data).hexdigest(),
+            anchor_sha256=saved[0].config.anchor_sha256,
+        )
+        with pytest.raises(ValueError, match="was edited or corrupted"):
             SafetyAnchor.from_pretrained(saved[1])
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -420,3 +508,73 @@ class TestFiles:
         edit_config(saved[1], prompts=prompts)
         with pytest.raises(ValueError, match="into other tokens"):
             SafetyAnchor.from_pretrained(saved[1]).verify(model, tokenizer)
+
+    def test_version_1_loads_and_says_what_it_cannot_vouch_for(self, saved, model, tokenizer, caplog):
+        make_version_1(saved[1])
+        anchor = SafetyAnchor.from_pretrained(saved[1])
+        assert anchor.positions == saved[0].positions == [[len(ids) - 1] for ids in anchor.input_ids]
+        report = anchor.verify(model, tokenizer)
+        assert report.same_unembedding is None and "The unembedding was not checked" in str(report)
+        assert "does not say which unembedding it belongs to" in caplog.text
+        anchor.save_pretrained(saved[1], overwrite=True)  # as version 2
+        assert SafetyAnchor.from_pretrained(saved[1]).config == anchor.config
+
+    def test_version_1_with_an_edited_dtype(self, saved):
+        make_version_1(saved[1])
+        edit_config(saved[1], dtype="flo32")
+        with pytest.raises(ValueError, match="expected `dtype` to be one of"):
+            SafetyAnchor.from_pretrained(saved[1])
+
+    def test_without_prompts(self, saved):
+        anchor = saved[0].without_prompts()
+        anchor.save_pretrained(saved[1], overwrite=True)
+        assert SafetyAnchor.from_pretrained(saved[1]).config == anchor.config
+        make_version_1(saved[1])
+        loaded = SafetyAnchor.from_pretrained(saved[1])
+        assert len(loaded) == 2 and loaded.config.positions == [None, None]
+        loaded.save_pretrained(saved[1], overwrite=True)
+        assert SafetyAnchor.from_pretrained(saved[1]).config == loaded.config
+        with pytest.raises(ValueError, match="published without its 2 prompts"):
+            loaded.positions  # noqa: B018
+
+
+class TestPoints:
+    """Anchors that hold several tokens of a context."""
+
+    @pytest.fixture
+    def anchor(self, model, tokenizer):
+        """An anchor that holds a token of the shared prefix, one of its own and the last of the first prompt."""
+        anchor = capture(model, tokenizer)
+        positions = [[2, 20, len(anchor.input_ids[0]) - 1], anchor.positions[1]]
+        states = torch.cat([hidden_states(model, ids)[p] for ids, p in zip(anchor.input_ids, positions, strict=True)])
+        config = dataclasses.replace(
+            anchor.config,
+            positions=positions,
+            tensor_sha256=sha256_hex(tensor_to_bytes(states)),
+        )
+        return SafetyAnchor(config, states)
+
+    def test_round_trip(self, anchor, tmp_path):
+        anchor.save_pretrained(tmp_path)
+        loaded = SafetyAnchor.from_pretrained(tmp_path)
+        assert loaded.config == anchor.config and torch.equal(loaded.hidden_states, anchor.hidden_states)
+        assert len(loaded) == 2 and loaded.hidden_states.shape == (4, 32)
+        hidden = loaded.without_prompts()
+        hidden.save_pretrained(tmp_path / "hidden")
+        assert SafetyAnchor.from_pretrained(tmp_path / "hidden").config == hidden.config
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])  # in one row, and in rows of their own
+    def test_each_point_is_verified(self, anchor, model, tokenizer, attention):
+        model.set_attn_implementation(attention)
+        report = anchor.verify(model, tokenizer)
+        assert report.max_relative_error < 1e-5 and len(report.checks) == 2
+
+    @pytest.mark.parametrize("point", range(4))
+    def test_an_anchor_is_as_far_off_as_its_worst_point(self, anchor, model, tokenizer, point):
+        anchor.hidden_states[point] *= -1
+        report = anchor.compare(model, tokenizer)
+        errors = [check.relative_error for check in report.checks]
+        assert errors == pytest.approx([2, 0] if point < 3 else [0, 2], abs=1e-5)
+        assert [check.cosine for check in report.checks] == pytest.approx([-1, 1] if point < 3 else [1, -1])
+        with pytest.raises(ValueError, match=PROMPTS[0 if point < 3 else 1].replace("?", "[?]")):
+            anchor.verify(model, tokenizer)

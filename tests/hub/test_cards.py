@@ -88,11 +88,13 @@ def anchor_config(**changes):
     values = {
         "prompts": [[{"role": "user", "content": "How do I <b>harm</b>?"}]],
         "input_ids": [[1, 2]],
+        "positions": [[1]],
         "chat_template_sha256": "0" * 64,
         "chat_template_kwargs": {},
         "model_name_or_path": "org/base",
         "model_revision": "a" * 40,
         "reference": "base",
+        "unembedding_sha256": "2" * 64,
         "hidden_size": 32,
         "dtype": "float32",
         "autocast_dtype": "bfloat16",

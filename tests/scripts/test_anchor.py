@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from trl_sbr import SafetyAnchor
 from trl_sbr.cli import main
 
+from ..anchors.test_safety_anchor import make_version_1
+
 
 RECIPE = "smollm2-135m-instruct/sbr_lora"
 
@@ -145,12 +147,29 @@ class TestVerify:
         assert "Verified." in output
         assert "0.00e+00" not in output  # the adapter's states, not the base model's
 
-    def test_answered_anchor(self, model_flags, anchor_dir, refusing_model, refusing_model_dir, capsys):
+    def test_answered_anchor(self, model_flags, refusing_model, refusing_model_dir, tmp_path, capsys):
         with torch.no_grad():
-            refusing_model.lm_head.bias.zero_()  # the states stay, the refusals go
+            refusing_model.lm_head.bias.zero_()
+        refusing_model.save_pretrained(refusing_model_dir)
+        flags = ["--anchor_require_refusal", "false", "--output_dir", str(tmp_path / "answered")]
+        assert main(["anchor", *model_flags, *flags]) == 0
+        assert main(["anchor", *model_flags, "--verify", str(tmp_path / "answered")]) == 1
+        assert "FAILED: 8 of 8 anchors are answered" in capsys.readouterr().out
+
+    def test_another_unembedding(self, model_flags, anchor_dir, refusing_model, refusing_model_dir, capsys):
+        with torch.no_grad():
+            refusing_model.lm_head.bias[-1] += 1  # the states stay, and so do the refusals of the anchors
         refusing_model.save_pretrained(refusing_model_dir)
         assert main(["anchor", *model_flags, "--verify", str(anchor_dir)]) == 1
-        assert "FAILED: 8 of 8 anchors are answered" in capsys.readouterr().out
+        assert "FAILED: The model's unembedding (`Linear`" in capsys.readouterr().out
+        assert main(["anchor", *model_flags, "--compare", str(anchor_dir)]) == 0
+        output = capsys.readouterr().out
+        assert "The unembedding is another than the anchor's" in output and "Verified" not in output
+
+    def test_anchor_of_version_1(self, model_flags, anchor_dir, capsys):
+        make_version_1(anchor_dir)
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir)]) == 0
+        assert "The unembedding was not checked" in capsys.readouterr().out
 
     def test_another_model(self, model_flags, anchor_dir, refusing_model, refusing_model_dir, capsys):
         with torch.no_grad():

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two files of a safety anchor: written atomically, and read with nothing believed."""
 
+import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,24 +20,65 @@ from .prompts import Messages, as_messages
 
 TENSOR_NAME = "safety_anchor.safetensors"
 CONFIG_NAME = "safety_anchor_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MAX_CONFIG_BYTES = 16 * 2**20
 _TENSOR_KEY = "hidden_states"
 _MAX_SAFETENSORS_HEADER_BYTES = 2**16
+_SEAL = "anchor_sha256"  # in the file alone: it is computed of all that the configuration holds
 
 
 @dataclass
 class AnchorConfig:
-    """What `safety_anchor_config.json` holds. Prompts that were not published are `None`, and so are their token ids."""
+    """
+    What `safety_anchor_config.json` holds.
+
+    Args:
+        prompts (`list`):
+            The conversation of each anchor; `None` where they were not published.
+        input_ids (`list`):
+            The token ids of each anchor's context, `None` with the prompts.
+        positions (`list`):
+            The indices, rising, of the tokens of each context whose states are held: its points. `None` in an anchor of
+            format version 1 without prompts, whose single point is the last token.
+        chat_template_sha256 (`str`):
+            Hash of the chat template.
+        chat_template_kwargs (`dict[str, Any]`):
+            Further variables of the template.
+        model_name_or_path (`str`):
+            The aligned model.
+        model_revision (`str`, *optional*):
+            Its commit on the Hub.
+        reference (`str`):
+            `"base"` or `"current"`, see [`SafetyAnchor.capture`].
+        unembedding_sha256 (`str`, *optional*):
+            What the aligned model's unembedding computes, see [`~trl_sbr.anchors.unembedding.unembedding_sha256`]. Format
+            version 1 did not say.
+        hidden_size (`int`):
+            Size of a state.
+        dtype (`str`):
+            Dtype of the model's weights.
+        autocast_dtype (`str`, *optional*):
+            Dtype of `torch.autocast`, if it was on.
+        quantization (`dict[str, Any]`, *optional*):
+            Quantization of the weights.
+        library_versions (`dict[str, str]`):
+            Releases that captured it.
+        tensor_sha256 (`str`):
+            Hash of the tensor file.
+        format_version (`int`, *optional*):
+            Version of the format.
+    """
 
     prompts: list[Messages | None]
     input_ids: list[list[int] | None]
+    positions: list[list[int] | None]
     chat_template_sha256: str
     chat_template_kwargs: dict[str, Any]
     model_name_or_path: str
     model_revision: str | None
     reference: str
+    unembedding_sha256: str | None
     hidden_size: int
     dtype: str
     autocast_dtype: str | None
@@ -43,6 +86,24 @@ class AnchorConfig:
     library_versions: dict[str, str]
     tensor_sha256: str
     format_version: int = FORMAT_VERSION
+
+    @property
+    def points_per_anchor(self) -> list[int]:
+        """Number of states that each anchor holds."""
+        return [1 if positions is None else len(positions) for positions in self.positions]
+
+    @property
+    def anchor_sha256(self) -> str:
+        """Hash of the whole anchor: of all that the configuration holds, the hash of the tensor among it."""
+        return _seal(asdict(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `safety_anchor_config.json`."""
+        return {**asdict(self), _SEAL: self.anchor_sha256}
+
+
+def _seal(config: dict[str, Any]) -> str:
+    return sha256_hex(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
 
 
 def sha256_hex(data: bytes) -> str:
@@ -61,7 +122,7 @@ def anchor_to_files(config: AnchorConfig, states: torch.Tensor) -> dict[str, byt
     """The two files of an anchor, by name."""
     return {
         TENSOR_NAME: tensor_to_bytes(states),
-        CONFIG_NAME: (json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n").encode(),
+        CONFIG_NAME: (json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n").encode(),
     }
 
 
@@ -110,7 +171,7 @@ def read_anchor(directory: Path) -> tuple[AnchorConfig, torch.Tensor]:
 
     Returns:
         `tuple[AnchorConfig, torch.Tensor]`: The configuration, and the states, float32, of shape
-        `(num_anchors, hidden_size)`.
+        `(num_points, hidden_size)`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -132,40 +193,76 @@ def read_config(path: Path) -> AnchorConfig:
     if size > MAX_CONFIG_BYTES:
         raise ValueError(f"{path} has {size} bytes, expected at most {MAX_CONFIG_BYTES}: it is no anchor.")
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is corrupted or truncated: {error}. Get the file again.") from error
-    if not isinstance(data, dict) or not isinstance(data.get("format_version"), int):
+    if not isinstance(data, dict) or not _is_int(data.get("format_version")):
         raise ValueError(f"{path} is no safety anchor configuration: it has no `format_version`.")
-    if data["format_version"] != FORMAT_VERSION:
+    if data["format_version"] not in (1, FORMAT_VERSION):
         raise ValueError(
             f"{path} has format version {data['format_version']}, expected {FORMAT_VERSION}. Upgrade trl_sbr, or "
             "capture the anchor again."
         )
-    expected, found = {f.name for f in fields(AnchorConfig)}, set(data)
+    expected, found = {f.name for f in fields(AnchorConfig)} | {_SEAL}, set(data)
+    if data["format_version"] == 1:
+        expected -= _NEW_IN_VERSION_2
     if expected != found:
         raise ValueError(
             f"{path} has not the fields of a safety anchor: missing {sorted(expected - found)}, unknown "
             f"{sorted(found - expected)}."
         )
+    if data["format_version"] == 1:
+        config = AnchorConfig(**{**data, "positions": None, "unembedding_sha256": None, "format_version": 2})
+        _check_config(config, path)  # before the positions are made of them
+        config.positions = [ids and [len(ids) - 1] for ids in config.input_ids]
+        return config
+    seal = data.pop(_SEAL)
+    if seal != _seal(data):
+        raise ValueError(
+            f"{path} was edited or corrupted: its `{_SEAL}` is {seal}, expected {_seal(data)} for what it holds. Get both "
+            "files again, or capture the anchor again."
+        )
     config = AnchorConfig(**data)
     _check_config(config, path)
+    _check_positions(config, path)
     return config
+
+
+_NEW_IN_VERSION_2 = {"positions", "unembedding_sha256", _SEAL}
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"found {name}, which is no JSON")
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+_SHA256 = "[0-9a-f]{64}"
+_DTYPES = {
+    str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype) and d.is_floating_point
+}
+_VERSION = r"\d+(\.\w+)*([+-][\w.]+)?"
+
+
+def _check(config: AnchorConfig, path: Path, name: str, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{path}: expected `{name}` to be {expected}, found {str(getattr(config, name))[:200]}.")
+
+
 def _check_config(config: AnchorConfig, path: Path) -> None:
-    def check(name: str, valid: bool, expected: str) -> None:
-        if not valid:
-            raise ValueError(f"{path}: expected `{name}` to be {expected}, found {str(getattr(config, name))[:200]}.")
-
-    def is_sha256(value: Any) -> bool:
-        return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-    prompts, ids = config.prompts, config.input_ids
+    check = functools.partial(_check, config, path)
+    prompts, ids, quantization, versions = (
+        config.prompts,
+        config.input_ids,
+        config.quantization,
+        config.library_versions,
+    )
     check("prompts", isinstance(prompts, list) and len(prompts) > 0, "a list of conversations")
     if prompts == [None] * len(prompts):  # not published
         check("input_ids", ids == prompts, f"{len(prompts)} nulls, as `prompts`")
@@ -173,7 +270,10 @@ def _check_config(config: AnchorConfig, path: Path) -> None:
         for prompt in prompts:
             if not isinstance(prompt, list):
                 raise ValueError(f"{path}: expected `prompts` to hold lists of messages, found {str(prompt)[:200]}.")
-            as_messages(prompt)
+            try:
+                as_messages(prompt)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}: {error}") from error
         check(
             "input_ids",
             isinstance(ids, list)
@@ -181,26 +281,66 @@ def _check_config(config: AnchorConfig, path: Path) -> None:
             and all(isinstance(row, list) and row and all(_is_int(i) and 0 <= i < 2**31 for i in row) for row in ids),
             f"{len(prompts)} lists of token ids, one a prompt",
         )
-    check("chat_template_sha256", is_sha256(config.chat_template_sha256), "64 hexadecimal digits")
-    check("tensor_sha256", is_sha256(config.tensor_sha256), "64 hexadecimal digits")
+    for name in ("chat_template_sha256", "tensor_sha256"):
+        check(name, _matches(_SHA256, getattr(config, name)), "64 hexadecimal digits")
+    unembedding = config.unembedding_sha256
+    check("unembedding_sha256", unembedding is None or _matches(_SHA256, unembedding), "64 hexadecimal digits or null")
     check("chat_template_kwargs", isinstance(config.chat_template_kwargs, dict), "an object")
     check("model_name_or_path", isinstance(config.model_name_or_path, str), "a string")
-    check("model_revision", isinstance(config.model_revision, str | None), "a string or null")
+    commit = config.model_revision
+    check(
+        "model_revision",
+        commit is None or _matches("[0-9a-f]{40}", commit),
+        "a commit of 40 hexadecimal digits or null",
+    )
     check("reference", config.reference in ("base", "current"), "'base' or 'current'")
     check("hidden_size", _is_int(config.hidden_size) and 0 < config.hidden_size < 2**20, "a positive integer")
-    check("dtype", isinstance(config.dtype, str), "a string")
-    check("autocast_dtype", isinstance(config.autocast_dtype, str | None), "a string or null")
-    check("quantization", isinstance(config.quantization, dict | None), "an object or null")
-    check("library_versions", isinstance(config.library_versions, dict), "an object")
+    check("dtype", isinstance(config.dtype, str) and config.dtype in _DTYPES, f"one of {sorted(_DTYPES)}")
+    autocast_dtypes = ("bfloat16", "float16", "float32")
+    check("autocast_dtype", config.autocast_dtype in (None, *autocast_dtypes), f"null or one of {autocast_dtypes}")
+    check(
+        "quantization",
+        quantization is None
+        or (isinstance(quantization, dict) and _matches(r"[\w-]+", quantization.get("quant_method"))),
+        "null or an object with a `quant_method`",
+    )
+    check(
+        "library_versions",
+        isinstance(versions, dict) and "trl_sbr" in versions and all(_matches(_VERSION, v) for v in versions.values()),
+        "an object of releases, trl_sbr's among them",
+    )
+
+
+def _check_positions(config: AnchorConfig, path: Path) -> None:
+    def are_valid(positions: Any, ids: list[int] | None) -> bool:
+        if positions is None:
+            return ids is None
+        end = 2**31 if ids is None else len(ids)
+        return (
+            isinstance(positions, list)
+            and len(positions) > 0
+            and all(_is_int(i) for i in positions)
+            and positions == sorted({i for i in positions if 0 <= i < end})
+        )
+
+    positions = config.positions
+    valid = isinstance(positions, list) and len(positions) == len(config.input_ids)
+    _check(
+        config,
+        path,
+        "positions",
+        valid and all(map(are_valid, positions, config.input_ids)),
+        f"{len(config.input_ids)} lists of rising positions in the contexts, one a context",
+    )
 
 
 def max_tensor_bytes(config: AnchorConfig) -> int:
     """Largest size that the tensor file of an anchor can have."""
-    return len(config.prompts) * config.hidden_size * 4 + _MAX_SAFETENSORS_HEADER_BYTES
+    return sum(config.points_per_anchor) * config.hidden_size * 4 + _MAX_SAFETENSORS_HEADER_BYTES
 
 
 def _read_tensor(path: Path, config: AnchorConfig) -> torch.Tensor:
-    shape = len(config.prompts), config.hidden_size
+    shape = sum(config.points_per_anchor), config.hidden_size
     limit = max_tensor_bytes(config)
     size = path.stat().st_size
     if size > limit:

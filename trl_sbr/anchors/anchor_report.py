@@ -8,7 +8,7 @@ from typing import Any
 @dataclass
 class AnchorCheck:
     """
-    How a model stands to one anchor.
+    How a model stands to one anchor; of an anchor with several points, at the worst of them.
 
     Args:
         prompt (`str`):
@@ -38,9 +38,13 @@ class AnchorReport:
     Args:
         checks (`list[AnchorCheck]`):
             One check an anchor.
+        same_unembedding (`bool`, *optional*):
+            Whether the model's unembedding is the one of the model that the anchor was captured on. `None` if the anchor
+            does not say.
     """
 
     checks: list[AnchorCheck]
+    same_unembedding: bool | None = None
 
     @property
     def max_relative_error(self) -> float:
@@ -61,4 +65,11 @@ class AnchorReport:
         for check in self.checks:
             refused = "yes" if check.refused else "NO"
             lines.append(f"{check.relative_error:14.2e}  {check.cosine:7.4f}  {refused:>7}  {check.prompt}")
+        if self.same_unembedding is None:
+            lines.append(
+                "The unembedding was not checked: the anchor, of format version 1, does not say which it belongs to. "
+                "Capture it again."
+            )
+        elif not self.same_unembedding:
+            lines.append("The unembedding is another than the anchor's: equal states do not mean equal answers.")
         return "\n".join(lines)

@@ -4,8 +4,8 @@
 The geometric bottleneck: the input of the unembedding.
 
 A causal LM chooses its next token by `softmax(W h)`, with `h` the final hidden state that enters the unembedding `W`.
-Whatever fine-tuning does to the parameters below, it reaches the output only through `h`. This module reads `h` at the
-last prompt token, and says whether `W` can still be trained round it.
+Whatever fine-tuning does to the parameters below, it reaches the output only through `h`. This module reads `h` at chosen
+positions of contexts (the last prompt token, if none are named), and says whether `W` can still be trained round it.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,9 +66,9 @@ class PromptBatch:
     Args:
         inputs (`dict[str, torch.Tensor]`):
             What the model is called with.
-        rows (`torch.Tensor` of shape `(num_prompts,)`):
-            Row in which each prompt's last token lies, int64.
-        columns (`torch.Tensor` of shape `(num_prompts,)`):
+        rows (`torch.Tensor` of shape `(num_points,)`):
+            Row in which each point lies, the token whose state is read, int64. Points stand in the order of the prompts.
+        columns (`torch.Tensor` of shape `(num_points,)`):
             Column in which it lies, int64.
     """
 
@@ -77,7 +77,14 @@ class PromptBatch:
     columns: torch.Tensor
 
 
-def pad_right(input_ids: list[list[int]], device: torch.device | str) -> PromptBatch:
+def last_positions(input_ids: list[list[int]]) -> list[list[int]]:
+    """The positions of the paper's anchor: of each prompt the last token's."""
+    return [[len(ids) - 1] for ids in input_ids]
+
+
+def pad_right(
+    input_ids: list[list[int]], device: torch.device | str, positions: list[list[int]] | None = None
+) -> PromptBatch:
     """
     Lay out prompts as padded rows, one a prompt, which any model takes. The padding stands on the right, whichever side
     the tokenizer pads: behind its last token it cannot reach a causal model's state, so neither position ids nor a pad
@@ -88,6 +95,8 @@ def pad_right(input_ids: list[list[int]], device: torch.device | str) -> PromptB
             Token ids of each prompt.
         device (`torch.device` or `str`):
             Device of the returned tensors.
+        positions (`list[list[int]]`, *optional*):
+            Positions in each prompt whose states are read. Defaults to the last.
 
     Returns:
         [`PromptBatch`]: `input_ids` and `attention_mask`, int64, of shape `(num_prompts, longest_prompt)`.
@@ -97,14 +106,17 @@ def pad_right(input_ids: list[list[int]], device: torch.device | str) -> PromptB
         "input_ids": [ids + [0] * (length - len(ids)) for ids in input_ids],
         "attention_mask": [[1] * len(ids) + [0] * (length - len(ids)) for ids in input_ids],
     }
+    points = [(row, i) for row, of_row in enumerate(positions or last_positions(input_ids)) for i in of_row]
     return PromptBatch(
         {name: torch.tensor(values, device=device) for name, values in inputs.items()},
-        rows=torch.arange(len(input_ids), device=device),
-        columns=torch.tensor([len(ids) - 1 for ids in input_ids], device=device),
+        rows=torch.tensor([row for row, _ in points], device=device),
+        columns=torch.tensor([i for _, i in points], device=device),
     )
 
 
-def share_prefix(input_ids: list[list[int]], device: torch.device | str) -> PromptBatch:
+def share_prefix(
+    input_ids: list[list[int]], device: torch.device | str, positions: list[list[int]] | None = None
+) -> PromptBatch:
     """
     Lay out prompts in a single row: the tokens that they all begin with (the template's, and the system prompt's) once,
     and behind them each prompt's own, which attend to the shared ones and to themselves. No token is computed twice.
@@ -114,35 +126,38 @@ def share_prefix(input_ids: list[list[int]], device: torch.device | str) -> Prom
             Token ids of each prompt.
         device (`torch.device` or `str`):
             Device of the returned tensors.
+        positions (`list[list[int]]`, *optional*):
+            Positions in each prompt whose states are read. Defaults to the last.
 
     Returns:
         [`PromptBatch`]: `input_ids` and `position_ids`, int64, of shape `(1, num_tokens)`, and `attention_mask`, bool, of
         shape `(1, 1, num_tokens, num_tokens)`.
     """
     shared = min(len(commonprefix(input_ids)), min(map(len, input_ids)) - 1)  # each keeps its last token to itself
-    tokens, positions, owners, ends = input_ids[0][:shared], list(range(shared)), [-1] * shared, []
-    for owner, ids in enumerate(input_ids):
-        tokens, positions = tokens + ids[shared:], positions + list(range(shared, len(ids)))
+    tokens, position_ids, owners, columns = input_ids[0][:shared], list(range(shared)), [-1] * shared, []
+    for owner, (ids, points) in enumerate(zip(input_ids, positions or last_positions(input_ids), strict=True)):
+        begin = len(tokens) - shared  # column of its first token, were the shared ones repeated
+        columns += [i if i < shared else begin + i for i in points]
+        tokens, position_ids = tokens + ids[shared:], position_ids + list(range(shared, len(ids)))
         owners += [owner] * (len(ids) - shared)
-        ends.append(len(tokens) - 1)
     owner = torch.tensor(owners, device=device)
     visible = (owner == -1) | (owner == owner.unsqueeze(1))
     return PromptBatch(
         {
             "input_ids": torch.tensor([tokens], device=device),
-            "position_ids": torch.tensor([positions], device=device),
+            "position_ids": torch.tensor([position_ids], device=device),
             "attention_mask": visible.tril()[None, None],
         },
-        rows=torch.zeros(len(input_ids), dtype=torch.long, device=device),
-        columns=torch.tensor(ends, device=device),
+        rows=torch.zeros(len(columns), dtype=torch.long, device=device),
+        columns=torch.tensor(columns, device=device),
     )
 
 
 def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptBatch) -> torch.Tensor:
     """
-    Read the input of the unembedding at the last token of each prompt, differentiably.
+    Read the input of the unembedding at each point of the prompts, differentiably.
 
-    Only these states go on through the unembedding, so the logits are of shape `(num_prompts, 1, vocab_size)`, and no
+    Only these states go on through the unembedding, so the logits are of shape `(num_points, 1, vocab_size)`, and no
     other hidden state is kept. The forward runs in eval mode: dropout, NEFTune and router noise would make the state
     of an unchanged model differ from its reference.
 
@@ -156,22 +171,22 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
             The prompts, from [`pad_right`] or [`share_prefix`].
 
     Returns:
-        `torch.Tensor` of shape `(num_prompts, hidden_size)`: The final hidden states, float32.
+        `torch.Tensor` of shape `(num_points, hidden_size)`: The final hidden states, float32.
 
     Raises:
         RuntimeError: If the model's forward does not pass through `unembedding`.
     """
     states = []
 
-    def keep_last_token(hidden_states):
-        last = hidden_states[batch.rows.to(hidden_states.device), batch.columns.to(hidden_states.device)]
-        states.append(last)
-        return last.unsqueeze(1)
+    def keep_points(hidden_states):
+        points = hidden_states[batch.rows.to(hidden_states.device), batch.columns.to(hidden_states.device)]
+        states.append(points)
+        return points.unsqueeze(1)
 
     was_training = unembedding.training  # DeepSpeed's engine does not keep the mode of its own
     model.eval()
     try:
-        with _unembedding_input(unembedding, keep_last_token):
+        with _unembedding_input(unembedding, keep_points):
             model(**batch.inputs, use_cache=False)
     finally:
         model.train(was_training)
@@ -186,7 +201,11 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
 
 @torch.no_grad()
 def lay_out(
-    model: nn.Module, input_ids: list[list[int]], tolerance: float, wrapped: nn.Module | None = None
+    model: nn.Module,
+    input_ids: list[list[int]],
+    tolerance: float,
+    wrapped: nn.Module | None = None,
+    positions: list[list[int]] | None = None,
 ) -> PromptBatch:
     """
     Lay out prompts in the cheapest way that this model takes: in one row with a shared prefix where its attention is
@@ -201,15 +220,17 @@ def lay_out(
             Largest relative error of a state that is put down to the numerics.
         wrapped (`torch.nn.Module`, *optional*):
             The model as it is called in training, see [`final_hidden_states`]. Defaults to `model`.
+        positions (`list[list[int]]`, *optional*):
+            Positions in each prompt whose states are read. Defaults to the last.
 
     Returns:
         [`PromptBatch`]: The prompts.
     """
-    padded = pad_right(input_ids, model.device)
+    padded = pad_right(input_ids, model.device, positions)
     if len(input_ids) == 1 or model.config.get_text_config()._attn_implementation != "sdpa":
         return padded
     # A sliding window shorter than the row, or positions counted from the mask, show in the states
-    packed, unembedding = share_prefix(input_ids, model.device), get_unembedding(model)
+    packed, unembedding = share_prefix(input_ids, model.device, positions), get_unembedding(model)
     expected, found = (final_hidden_states(wrapped or model, unembedding, batch) for batch in (padded, packed))
     return packed if relative_errors(found, expected).max() <= tolerance else padded
 
@@ -231,7 +252,9 @@ def relative_errors(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def prove_bottleneck(model: nn.Module, input_ids: list[list[int]], states: torch.Tensor, tolerance: float) -> None:
+def prove_bottleneck(
+    model: nn.Module, input_ids: list[list[int]], positions: list[list[int]], states: torch.Tensor, tolerance: float
+) -> None:
     """
     Prove that `states` alone decide the model's logits: fed to the unembedding while the model reads something else,
     they must give (with the model's own logit scale and soft cap) the logits of an ordinary, unpadded forward.
@@ -241,8 +264,10 @@ def prove_bottleneck(model: nn.Module, input_ids: list[list[int]], states: torch
             Causal language model, in eval mode.
         input_ids (`list[list[int]]`):
             Token ids of each prompt.
-        states (`torch.Tensor` of shape `(num_prompts, hidden_size)`):
-            Final hidden states at the last prompt tokens, float32.
+        positions (`list[list[int]]`):
+            Positions in each prompt of the states.
+        states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+            Final hidden states there, float32.
         tolerance (`float`):
             Largest relative error of the logits that is put down to the numerics.
 
@@ -251,10 +276,13 @@ def prove_bottleneck(model: nn.Module, input_ids: list[list[int]], states: torch
     """
     device = states.device
     unembedding = get_unembedding(model)
-    expected = torch.stack(
-        [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in input_ids]
+    expected = torch.cat(
+        [
+            model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, points]
+            for ids, points in zip(input_ids, positions, strict=True)
+        ]
     ).float()
-    something_else = torch.tensor([ids[:1] for ids in input_ids], device=device)
+    something_else = torch.tensor([input_ids[0][:1]] * len(states), device=device)
     with _unembedding_input(unembedding, lambda hidden: states.to(hidden.dtype).unsqueeze(1)):
         found = model(input_ids=something_else, use_cache=False).logits[:, 0].float()
     error = relative_errors(found, expected).max().item()

@@ -40,6 +40,7 @@ from .bottleneck import (
     check_unembedding_is_untouched,
     final_hidden_states,
     get_unembedding,
+    last_positions,
     lay_out,
     prove_bottleneck,
     relative_errors,
@@ -47,6 +48,7 @@ from .bottleneck import (
 from .generation import generate_answers
 from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template
 from .provenance import cached_commit
+from .unembedding import unembedding_sha256
 
 
 logger = logging.get_logger(__name__)
@@ -101,8 +103,8 @@ def _check_prompts(prompts: list[Messages], input_ids: list[list[int]], model: n
 
 
 @torch.no_grad()
-def _read_states(model: nn.Module, input_ids: list[list[int]]) -> torch.Tensor:
-    batch = lay_out(model, input_ids, _tolerance(_numerics(model)))
+def _read_states(model: nn.Module, input_ids: list[list[int]], positions: list[list[int]]) -> torch.Tensor:
+    batch = lay_out(model, input_ids, _tolerance(_numerics(model)), positions=positions)
     states = final_hidden_states(model, get_unembedding(model), batch)
     if not torch.isfinite(states).all():
         raise ValueError("The model's final hidden states on the anchor prompts are not finite (NaN or Inf).")
@@ -120,8 +122,9 @@ class SafetyAnchor:
     Args:
         config (`AnchorConfig`):
             Where the states come from.
-        hidden_states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
-            Inputs of the unembedding at the last prompt tokens, float32, on the CPU.
+        hidden_states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+            Inputs of the unembedding at the points of the anchors, float32, on the CPU. An anchor has one point, the last
+            prompt token, or several: `positions` says which, in this order.
         repo_id (`str`, *optional*):
             Hub repository that it was loaded from.
         commit (`str`, *optional*):
@@ -158,6 +161,25 @@ class SafetyAnchor:
         self._check_has_prompts()
         return self.config.input_ids
 
+    @property
+    def positions(self) -> list[list[int]]:
+        """The positions in each context whose states are held."""
+        self._check_has_prompts()
+        return self.config.positions
+
+    def per_anchor(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """
+        Split what belongs to points by the anchors that they belong to.
+
+        Args:
+            values (`torch.Tensor` of shape `(num_points, ...)`):
+                Values, in the order of `hidden_states`.
+
+        Returns:
+            `list[torch.Tensor]`: The values of each anchor's points.
+        """
+        return list(values.split(self.config.points_per_anchor))
+
     def _check_has_prompts(self) -> None:
         if not self.has_prompts:
             raise ValueError(
@@ -177,7 +199,7 @@ class SafetyAnchor:
         return [prompt[-1]["content"] for prompt in self.prompts]
 
     def __len__(self):
-        return len(self.hidden_states)
+        return len(self.config.prompts)
 
     @classmethod
     def capture(
@@ -220,13 +242,16 @@ class SafetyAnchor:
         prompts = [as_messages(prompt) for prompt in (DEFAULT_PROMPTS if prompts is None else prompts)]
         input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
         _check_prompts(prompts, input_ids, model)
+        positions = last_positions(input_ids)
         numerics = _numerics(model)
+        if isinstance(model, PeftModel):
+            check_unembedding_is_untouched(model)
         was_training = model.training
         model.eval()
         try:
             with _reference_model(model, reference):
-                states = _read_states(model, input_ids)
-                prove_bottleneck(model, input_ids, states, tolerance=_tolerance(numerics))
+                states = _read_states(model, input_ids, positions)
+                prove_bottleneck(model, input_ids, positions, states, tolerance=_tolerance(numerics))
         finally:
             model.train(was_training)
         states = states.cpu().contiguous()
@@ -234,11 +259,13 @@ class SafetyAnchor:
             config=AnchorConfig(
                 prompts=prompts,
                 input_ids=input_ids,
+                positions=positions,
                 chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
                 chat_template_kwargs=dict(chat_template_kwargs or {}),
                 model_name_or_path=model.config._name_or_path,
                 model_revision=cached_commit(model.config._name_or_path),
                 reference=reference,
+                unembedding_sha256=unembedding_sha256(model),
                 hidden_size=states.shape[1],
                 **numerics,
                 library_versions={
@@ -330,11 +357,11 @@ class SafetyAnchor:
         Compare states with the anchor's.
 
         Args:
-            states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
-                Final hidden states on the anchor prompts, float32.
+            states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+                Final hidden states at the points of the anchors, float32.
 
         Returns:
-            `torch.Tensor` of shape `(num_anchors,)`: `‖h - h_ref‖ / ‖h_ref‖`, float32.
+            `torch.Tensor` of shape `(num_points,)`: `‖h - h_ref‖ / ‖h_ref‖`, float32.
         """
         return relative_errors(states, self.hidden_states.to(states.device))
 
@@ -355,11 +382,9 @@ class SafetyAnchor:
             [`AnchorReport`]: Relative error, cosine and refusal, anchor by anchor.
 
         Raises:
-            ValueError: If the hidden size, the chat template, the token ids or the states differ; it says which. Or if an
-                adapter changes the unembedding.
+            ValueError: If the hidden size, the chat template, the token ids, the unembedding or the states differ; it says
+                which. Or if an adapter changes the unembedding.
         """
-        if isinstance(model, PeftModel):
-            check_unembedding_is_untouched(model)  # such an adapter may keep the states, and answer all the same
         self.verify_reference(model, processing_class)
         return self.compare(model, processing_class)
 
@@ -368,16 +393,55 @@ class SafetyAnchor:
         Check that the anchor belongs to a model, as [`SafetyAnchor.verify`] does, without a report.
 
         Raises:
-            ValueError: If the hidden size, the chat template, the token ids or the states differ; it says which.
+            ValueError: If the hidden size, the chat template, the token ids, the unembedding or the states differ; it says
+                which. Or if an adapter changes the unembedding.
         """
         self.check_compatible(model, processing_class)
         with self.reference_model(model):
-            states = _read_states(model, self.input_ids)
+            states = _read_states(model, self.input_ids, self.positions)
         self.check_states(states, model)
+        self.check_unembedding(model)
+
+    def has_unembedding_of(self, model: nn.Module) -> bool | None:
+        """
+        Whether a model's unembedding computes what that of the anchor's model did. `None` if the anchor does not say: it was
+        captured in format version 1. Where weights are sharded, all processes must call this together.
+        """
+        expected = self.config.unembedding_sha256
+        return None if expected is None else unembedding_sha256(model) == expected
+
+    def check_unembedding(self, model: nn.Module) -> None:
+        """
+        Check that a model turns states into answers as the anchor's model did: equal states mean nothing otherwise. Where
+        weights are sharded, all processes must call this together.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                Causal language model, not wrapped for distributed training.
+
+        Raises:
+            ValueError: If its unembedding is another, or an adapter changes it.
+        """
+        if isinstance(model, PeftModel):
+            check_unembedding_is_untouched(model)
+        same = self.has_unembedding_of(model)
+        if same is None:
+            logger.warning(
+                "The anchor is of format version 1, which does not say which unembedding it belongs to: it cannot be checked "
+                "that equal states mean equal answers. Capture it again, e.g. with `trl-sbr anchor`."
+            )
+        elif not same:
+            raise ValueError(
+                f"The model's unembedding (`{type(get_unembedding(model)).__name__}`, vocabulary and logit scale included) is "
+                "not that of the model that the anchor was captured on: with the anchor's states it gives other answers. The "
+                f"anchor was captured on `{self.config.model_name_or_path}` (revision {self.config.model_revision}) in "
+                f"{self._numerics}; the model at hand is `{model.config._name_or_path}` in {_numerics(model)}. Load that "
+                "model in these numerics, without tokens added, or capture an anchor on this one."
+            )
 
     def lay_out(self, model: nn.Module, wrapped: nn.Module) -> PromptBatch:
         """Lay out the anchor prompts as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
-        return lay_out(model, self.input_ids, _tolerance(_numerics(model)), wrapped)
+        return lay_out(model, self.input_ids, _tolerance(_numerics(model)), wrapped, self.positions)
 
     def reference_model(self, model: nn.Module) -> AbstractContextManager:
         """Context in which `model` is the one the anchor was captured on: the adapters off, or as they are."""
@@ -388,8 +452,8 @@ class SafetyAnchor:
         Check that states on the anchor prompts are the anchor's, up to the numerics.
 
         Args:
-            states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
-                Final hidden states of the reference model on the anchor prompts, float32.
+            states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+                Final hidden states of the reference model at the points of the anchors, float32.
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
                 That model, for its name and numerics.
 
@@ -398,7 +462,7 @@ class SafetyAnchor:
         """
         numerics = _numerics(model)
         tolerance = _tolerance(numerics, self._numerics)
-        errors = self.relative_errors(states)
+        errors = torch.stack([of_anchor.max() for of_anchor in self.per_anchor(self.relative_errors(states))])
         worst = int(errors.argmax())
         if not errors[worst] <= tolerance:
             raise ValueError(
@@ -441,16 +505,15 @@ class SafetyAnchor:
             ValueError: If the hidden size, the chat template or the token ids differ.
         """
         self.check_compatible(model, processing_class)
-        states = _read_states(model, self.input_ids).cpu()
-        errors = self.relative_errors(states)
-        cosines = torch.cosine_similarity(states, self.hidden_states, dim=-1)
+        states = _read_states(model, self.input_ids, self.positions).cpu()
+        errors = self.per_anchor(self.relative_errors(states))
+        cosines = self.per_anchor(torch.cosine_similarity(states, self.hidden_states, dim=-1))
         answers = self._answers(model, processing_class)
-        return AnchorReport(
-            [
-                AnchorCheck(question, error.item(), cosine.item(), is_refusal(answer), answer)
-                for question, error, cosine, answer in zip(self.questions, errors, cosines, answers, strict=True)
-            ]
-        )
+        checks = [
+            AnchorCheck(question, error.max().item(), cosine.min().item(), is_refusal(answer), answer)
+            for question, error, cosine, answer in zip(self.questions, errors, cosines, answers, strict=True)
+        ]
+        return AnchorReport(checks, self.has_unembedding_of(model))
 
     def save_pretrained(self, save_directory: str | Path, overwrite: bool = False) -> None:
         """

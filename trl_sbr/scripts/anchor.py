@@ -22,7 +22,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_sbr.scripts.common import check_model_name, parse_strictly
@@ -76,11 +76,11 @@ def show(argv: list[str]):
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     anchor = SafetyAnchor.from_pretrained(args.show)
-    config = asdict(anchor.config)
+    config = anchor.config.to_dict()
     if args.json:
         print(json.dumps(config, indent=2, ensure_ascii=False))
         return
-    prompts, input_ids = config.pop("prompts"), config.pop("input_ids")
+    prompts, input_ids, positions = (config.pop(name) for name in ("prompts", "input_ids", "positions"))
     if anchor.repo_id is not None:
         config = {"repository": f"{anchor.repo_id} at commit {anchor.commit}", **config}
     for name, value in config.items():
@@ -90,9 +90,12 @@ def show(argv: list[str]):
     if not anchor.has_prompts:
         print(f"\n{len(prompts)} anchors, published without their prompts: no model can be verified against them.")
         return
-    print(f"\n{len(prompts)} anchors (tokens, messages):")
-    for ids, messages in zip(input_ids, prompts, strict=True):
-        print(f"  {len(ids):4}  " + " | ".join(f"{message['role']}: {message['content']}" for message in messages))
+    print(f"\n{len(prompts)} anchors (tokens, points, messages):")
+    for ids, points, messages in zip(input_ids, positions, prompts, strict=True):
+        print(
+            f"  {len(ids):4}  {len(points):3}  "
+            + " | ".join(f"{message['role']}: {message['content']}" for message in messages)
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,8 +151,8 @@ def main(argv: list[str] | None = None) -> int:
             accelerator.print(f"Next: trl-sbr sft {shlex.join(rest)} --dataset_name DATASET")
             code = 0
         else:
-            check = anchor.verify if anchor_args.verify else anchor.compare
-            code = verify(accelerator, check, model, processing_class, training_args.anchor_require_refusal)
+            check, verdict = (anchor.verify, "Verified.") if anchor_args.verify else (anchor.compare, "Compared.")
+            code = verify(accelerator, check, model, processing_class, training_args.anchor_require_refusal, verdict)
     accelerator.end_training()
     return code
 
@@ -214,8 +217,8 @@ def verify_published(argv: list[str]) -> int:
         return verify(accelerator, published.anchor.verify, published.model, published.processing_class, True)
 
 
-def verify(accelerator, check, model, processing_class, require_refusal: bool) -> int:
-    """Prints the report of a check; 1 where the model fails it."""
+def verify(accelerator, check, model, processing_class, require_refusal: bool, verdict: str = "Verified.") -> int:
+    """Prints the report of a check, and the verdict on a model that passes it; 1 where it fails."""
     try:
         report = check(model, processing_class)
     except ValueError as error:
@@ -227,7 +230,7 @@ def verify(accelerator, check, model, processing_class, require_refusal: bool) -
         accelerator.print(f"FAILED: {len(answered)} of {len(report.checks)} anchors are answered, not refused.")
         accelerator.print("\n".join(f"  {result.prompt!r} -> {result.answer!r}" for result in answered))
         return 1
-    accelerator.print("Verified.")
+    accelerator.print(verdict)
     return 0
 
 
