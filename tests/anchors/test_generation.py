@@ -3,17 +3,25 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
 
 from trl_sbr.anchors.generation import STRIDE, BatchSize, generate_answers, generate_token_ids
 
-from ..tiny import ARCHITECTURES, build_model, build_tokenizer
+from ..tiny import ARCHITECTURES, REFUSAL, VOCAB_SIZE, build_model, build_tokenizer
 
+
+REFUSAL_ID = build_tokenizer().convert_tokens_to_ids(REFUSAL)
 
 PROMPTS = [
     "A short one?",
     "Now one that is quite a bit longer than the others?",
     [{"role": "user", "content": "Third?"}],
 ]
+
+
+def put_adapter(model):
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
 
 
 class TestGenerateAnswers:
@@ -34,10 +42,73 @@ class TestGenerateAnswers:
             expected.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
         assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=2) == expected
 
-    def test_sampling_settings_of_the_model_are_left_aside(self, model, tokenizer):
+    @pytest.mark.parametrize("wrap", [lambda model: model, put_adapter], ids=["model", "peft"])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0},
+            {"sequence_bias": [[[REFUSAL_ID], 99.0]]},
+            {"suppress_tokens": [i for i in range(VOCAB_SIZE) if i != REFUSAL_ID]},
+            {"begin_suppress_tokens": [i for i in range(VOCAB_SIZE) if i != REFUSAL_ID]},
+            {"bad_words_ids": [[i] for i in range(VOCAB_SIZE) if i != REFUSAL_ID]},
+            {"forced_bos_token_id": REFUSAL_ID},
+            {"forced_eos_token_id": REFUSAL_ID},
+            {"no_repeat_ngram_size": 1},
+            {"guidance_scale": 3.0},
+            {"exponential_decay_length_penalty": (0, 99.0)},
+            {"encoder_repetition_penalty": 9.0},
+            {"max_time": 0.0},
+            {"stop_strings": ["a", "e", "t"]},
+            {"num_return_sequences": 2},
+            {"num_beams": 3},
+            {"penalty_alpha": 0.6, "top_k": 4},
+            {"prompt_lookup_num_tokens": 3},
+            {"min_new_tokens": 12},
+            {"max_length": 3},
+            {"cache_implementation": "static"},
+            {"use_cache": False},
+            {"watermarking_config": {"greenlist_ratio": 0.1, "bias": 9.0}},
+            {"token_healing": True},
+            {"a_setting_of_another_release": 1},
+        ],
+        ids=lambda settings: next(iter(settings)),
+    )
+    def test_settings_of_the_model_are_left_aside(self, tokenizer, settings, wrap):
+        model = wrap(build_model("llama"))
         expected = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=12)
-        model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0)
+        config = model.generation_config
+        for name, value in settings.items():
+            setattr(config, name, value)
         assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=12) == expected
+        assert model.generation_config is config
+
+    def test_no_setting_leaks(self, model, tokenizer):
+        """Whatever a field holds, of whichever type, is not looked at."""
+        expected = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=3)
+        fields = vars(GenerationConfig()).keys() - {"eos_token_id"}
+        assert len(fields) > 50
+        for name in fields:
+            for value in (3, [[5, 6]], "text", True):
+                model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+                setattr(model.generation_config, name, value)
+                assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=3) == expected, (name, value)
+
+    @pytest.mark.parametrize("leave", ["none", "nothing"])
+    def test_model_without_generation_settings(self, model, tokenizer, leave):
+        model.generation_config.eos_token_id = None
+        expected = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=12)
+        if leave == "none":
+            model.generation_config = None
+        else:
+            del model.generation_config
+        assert generate_answers(model, tokenizer, PROMPTS, max_new_tokens=12) == expected
+        assert getattr(model, "generation_config", None) is None
+
+    def test_settings_come_back_after_an_error(self, model, tokenizer):
+        config = model.generation_config
+        with pytest.raises((RuntimeError, IndexError)):
+            list(generate_token_ids(model, tokenizer, [[10**6]], 2, BatchSize(1)))
+        assert model.generation_config is config
 
     def test_mode_is_restored_and_dropout_off(self, tokenizer):
         model = build_model("gpt2")

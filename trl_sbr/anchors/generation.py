@@ -3,11 +3,13 @@
 """Greedy answers to prompts, in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -46,8 +48,8 @@ def generate_answers(
     """
     Answer prompts greedily.
 
-    The model's own sampling settings and repetition penalty are left aside. Prompts are batched by length and padded
-    on the left.
+    Of the model's own generation settings the tokens that end an answer are taken, and no other. Prompts are batched by
+    length and padded on the left.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -77,6 +79,28 @@ def generate_answers(
         if progress is not None:
             progress(len(answers), len(input_ids))
     return [answers[i] for i in range(len(input_ids))]
+
+
+@contextmanager
+def _without_generation_settings(model: nn.Module) -> Iterator[Any]:
+    """
+    While active, the model has no generation settings of its own: `generate` would put them wherever ours are unset.
+
+    Yields:
+        [`~transformers.GenerationConfig`] or `None`: What it has.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    holders = [module for module in {base, *model.modules()} if "generation_config" in vars(module)]
+    kept = [module.generation_config for module in holders]
+    own = getattr(base, "generation_config", None)
+    for module in (base, *holders):
+        module.generation_config = GenerationConfig()
+    try:
+        yield own
+    finally:
+        del base.generation_config  # where it had none
+        for module, config in zip(holders, kept, strict=True):
+            module.generation_config = config
 
 
 @torch.no_grad()
@@ -113,7 +137,10 @@ def generate_token_ids(
         while pending:
             batch = pending[: batch_size.value]
             try:
-                outputs = _continue_batch(model, tokenizer, [input_ids[i] for i in batch], max_new_tokens)
+                with _without_generation_settings(model) as own:
+                    eos_token_ids = _eos_token_ids(own, tokenizer)
+                    prompts = [input_ids[i] for i in batch]
+                    outputs = _continue_batch(model, tokenizer, prompts, max_new_tokens, eos_token_ids)
             except RuntimeError as error:
                 if batch_size.value == 1 or not should_reduce_batch_size(error):
                     raise
@@ -128,12 +155,18 @@ def generate_token_ids(
         model.train(was_training)
 
 
-def _continue_batch(model, tokenizer, prompts: list[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-    """Continues one batch by [`STRIDE`] tokens at a time; after each, the rows that have ended leave it."""
-    eos_token_id = model.generation_config.eos_token_id
+def _eos_token_ids(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: the model's, or else the tokenizer's."""
+    eos_token_id = None if own is None else own.eos_token_id
     if eos_token_id is None:
         eos_token_id = tokenizer.eos_token_id
-    eos_token_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+    return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+
+
+def _continue_batch(
+    model, tokenizer, prompts: list[Sequence[int]], max_new_tokens: int, eos_token_ids: set[int]
+) -> list[list[int]]:
+    """Continues one batch by [`STRIDE`] tokens at a time; after each, the rows that have ended leave it."""
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     longest = max(map(len, prompts))
@@ -154,10 +187,8 @@ def _continue_batch(model, tokenizer, prompts: list[Sequence[int]], max_new_toke
             past_key_values=cache,
             generation_config=GenerationConfig(
                 do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
                 max_new_tokens=steps,
-                eos_token_id=eos_token_id,
+                eos_token_id=sorted(eos_token_ids) or None,
                 pad_token_id=pad_token_id,
                 use_cache=True,
                 return_dict_in_generate=True,
