@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Run by `accelerate launch`: shards a model with FSDP2 (torch's own `fully_shard`, which runs on a CPU where accelerate's does not)
-and compares states and gradients of the anchor loss with those of the whole model.
+and compares states, gradients of the anchor loss and the unembedding's hash with those of the whole model.
 """
 
 import copy
@@ -16,6 +16,7 @@ from tests.tiny import build_model, build_tokenizer
 from tests.trainers.test_gradient import PROMPTS, drifted_lora_model
 from trl_sbr.anchors.bottleneck import final_hidden_states, get_unembedding, pad_right
 from trl_sbr.anchors.prompts import encode_prompts
+from trl_sbr.anchors.unembedding import has_sharded_weights, unembedding_sha256
 
 
 def anchor_states(model, batch):
@@ -32,6 +33,8 @@ def check(build, base_model, layers) -> None:
     for layer in layers(base_model(sharded)):
         fully_shard(layer, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
+    assert has_sharded_weights(get_unembedding(sharded))
+    assert unembedding_sha256(sharded) == unembedding_sha256(whole)
     expected, found = anchor_states(whole, batch), anchor_states(sharded, batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     gradients = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}

@@ -5,8 +5,10 @@ import json
 import shutil
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
+from trl_sbr.anchors.adapters import AdapterFiles
 from trl_sbr.evaluation.models import ModelEntry, resolve_models
 
 from ..tiny import build_model
@@ -36,23 +38,23 @@ def resolve(model=None, adapter=None, compare=(), revision="main"):
 
 class TestResolveModels:
     def test_model_with_adapter(self, base, adapter):
-        assert resolve(base, adapter) == [ModelEntry("adapter", base, "main", adapter)]
+        assert resolve(base, adapter) == [ModelEntry("adapter", base, "main", AdapterFiles(adapter))]
 
     def test_comparison(self, base, adapter):
         assert resolve(base, compare=[f"sbr={adapter}", "Qwen/Qwen3-0.6B"], revision="abc") == [
             ModelEntry("base", base, "abc"),
-            ModelEntry("sbr", base, "abc", adapter),
+            ModelEntry("sbr", base, "abc", AdapterFiles(adapter)),
             ModelEntry("Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
         ]
 
     def test_adapter_brings_its_base(self, base, adapter):
-        expected = [ModelEntry("adapter", base, "main", adapter)]
+        expected = [ModelEntry("adapter", base, "main", AdapterFiles(adapter))]
         assert resolve(adapter) == resolve(compare=[adapter]) == expected
 
     def test_base_that_was_moved(self, base, adapter, tmp_path):
         shutil.move(base, tmp_path / "elsewhere" / "Base")
         moved = str(tmp_path / "elsewhere" / "Base")
-        assert resolve(moved, adapter) == [ModelEntry("adapter", moved, "main", adapter)]
+        assert resolve(moved, adapter) == [ModelEntry("adapter", moved, "main", AdapterFiles(adapter))]
 
     def test_base_in_the_cache(self, base, adapter):
         cached = f"/cache/models--owner--base/snapshots/{'a' * 40}"
@@ -80,7 +82,7 @@ class TestResolveModels:
 
 class TestIdentify:
     def test_weights_decide(self, base, adapter, tmp_path):
-        entry = ModelEntry("a", base, "main", adapter)
+        entry = ModelEntry("a", base, "main", AdapterFiles(adapter))
         first = entry.identify()
         assert first["model_name_or_path"] == base and first["adapter"]["name_or_path"] == adapter
         assert len(first["sha256"]) == len(first["adapter"]["sha256"]) == 64
@@ -92,3 +94,19 @@ class TestIdentify:
         assert entry.identify()["sha256"] == first["sha256"]
         build_model("llama", seed=1).save_pretrained(base)
         assert entry.identify()["sha256"] != first["sha256"]
+
+    def test_of_an_adapter_that_has_another_name(self, base, tmp_path):
+        path = tmp_path / "named"
+
+        def save(seed):
+            model = build_model("llama")
+            model.name_or_path = base
+            torch.manual_seed(seed)
+            lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+            get_peft_model(model, lora, adapter_name="sft").save_pretrained(path)
+            return ModelEntry("", str(path)).identify(), resolve(base, str(path))
+
+        first, (entry,) = save(0)
+        assert entry == ModelEntry("named", base, "main", AdapterFiles(str(path), subfolder="sft"))
+        assert entry.identify()["adapter"] == {"name_or_path": f"{path}/sft", "sha256": first["sha256"]}
+        assert save(1)[0]["sha256"] != first["sha256"]

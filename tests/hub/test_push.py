@@ -18,6 +18,7 @@ from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.hub.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
 from trl_sbr.trainers.run_record import RECORD_NAME
 
+from ..anchors.test_adapters import add_to_file
 from ..hub_server import check_metadata
 from ..tiny import build_refusing_model, build_tokenizer, conversation_rows
 from .test_cards import REPORT
@@ -226,6 +227,29 @@ class TestModel:
         assert result.out.endswith("Verified.\n"), result.err
         assert f"adapter org/adapter at commit {hub.repos['models', 'org/adapter'].history[0].oid}" in result.out
         assert SECRET in result.out
+
+    def test_adapter_of_another_name_is_found(self, hub, base, cli, adapter):
+        paths = (path for path in adapter.rglob("*") if path.is_file() and "checkpoint-" not in str(path))
+        files = {path.relative_to(adapter).as_posix(): path.read_bytes() for path in paths}
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            files[f"sft/{name}"] = files.pop(name)
+        hub.add_repo("org/named", files)
+        commit = hub.repos["models", "org/named"].history[0].oid
+        for out_of_reach in (False, True):  # the second time from the cache
+            if out_of_reach:
+                hub.fail("drop", "/api/", times=1000)
+            result = cli("anchor", "--verify", "org/named", "--use_cpu")
+            assert result.out.endswith("Verified.\n"), result.err
+            assert f"adapter org/named/sft at commit {commit}" in result.out
+            assert " 0.00e+00 " not in result.out  # the adapter's states, not the base model's
+
+    def test_adapter_that_brings_an_unembedding_is_refused(self, hub, base, cli, adapter):
+        head = build_refusing_model().lm_head.weight.detach() + 1e-3
+        add_to_file(adapter, {"base_model.model.lm_head.weight": head})
+        files = {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file()}
+        hub.add_repo("org/adapter", files)
+        result = cli("anchor", "--verify", "org/adapter", "--use_cpu")
+        assert result.code == 1 and "which it changes: `lm_head.weight`" in result.out
 
     def test_anchor_of_another_model_is_refused(self, hub, base_files, cli, adapter):
         liar = build_refusing_model()

@@ -3,14 +3,18 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from trl_sbr import SafetyAnchor
+from trl_sbr.anchors.adapters import base_tensors
 from trl_sbr.cli import main
 
+from ..anchors.test_adapters import add_to_file
 from ..anchors.test_safety_anchor import make_version_1
 
 
@@ -180,6 +184,59 @@ class TestVerify:
         # A fully fine-tuned model is such a one
         assert main(["anchor", *model_flags, "--compare", str(anchor_dir)]) == 0
         assert "relative error" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("road", ["published", "recipe"])
+    @pytest.mark.parametrize("added", ["lm_head.bias", "model.layers.0.self_attn.q_proj.base_layer.weight"])
+    def test_adapter_that_carries_base_weights(
+        self, model_flags, refusing_model_dir, adapter_dir, anchor_dir, refusing_model, road, added, capsys
+    ):
+        refusing_model.name_or_path = str(refusing_model_dir)
+        adapter = adapter_dir(0.1)
+        SafetyAnchor.from_pretrained(anchor_dir).save_pretrained(adapter)
+        flags = [*model_flags, "--verify", adapter, "--adapter", adapter]
+        if road == "published":
+            flags = ["--verify", adapter, "--use_cpu"]
+        assert main(["anchor", *flags]) == 0
+        add_to_file(
+            Path(adapter),
+            {f"base_model.model.{added}": base_tensors(refusing_model)[added.replace("base_layer.", "")] + 1e-3},
+        )
+        capsys.readouterr()
+        assert main(["anchor", *flags]) == 1
+        output = capsys.readouterr().out
+        assert "FAILED: The adapter" in output and "carries weights of its base model" in output
+        assert "Verified" not in output
+
+    @pytest.mark.parametrize("road", ["published", "recipe"])
+    def test_adapter_of_another_name_is_looked_at(
+        self, model_flags, refusing_model_dir, anchor_dir, tmp_path, road, capsys
+    ):
+        model = AutoModelForCausalLM.from_pretrained(refusing_model_dir)
+        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        get_peft_model(model, lora, adapter_name="sft").save_pretrained(tmp_path / "out")
+        SafetyAnchor.from_pretrained(anchor_dir).save_pretrained(tmp_path / "out")
+        folder = str(tmp_path / "out")
+        flags = [*model_flags, "--verify", folder, "--adapter", folder]
+        if road == "published":
+            flags = ["--verify", folder, "--use_cpu"]
+        assert main(["anchor", *flags]) == 0
+        output = capsys.readouterr().out
+        assert "0.00e+00" not in output  # the adapter's states, not the base model's
+        assert road == "recipe" or f"adapter {folder}/sft" in output
+
+    def test_adapter_on_added_tokens(self, model_flags, refusing_model_dir, anchor_dir, tmp_path, capsys):
+        model = AutoModelForCausalLM.from_pretrained(refusing_model_dir)
+        model.resize_token_embeddings(270)
+        folder = str(tmp_path / "out")
+        get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
+        SafetyAnchor.from_pretrained(anchor_dir).save_pretrained(folder)
+        for flags in (["--verify", folder, "--use_cpu"], [*model_flags, "--verify", folder, "--adapter", folder]):
+            assert main(["anchor", *flags]) == 1
+            assert "Tokens were added to the model before the training" in capsys.readouterr().out
+
+    def test_adapter_that_is_none(self, model_flags, anchor_dir, tmp_path, capsys):
+        assert main(["anchor", *model_flags, "--verify", str(anchor_dir), "--adapter", str(tmp_path)]) == 2
+        assert "There is no adapter in" in capsys.readouterr().err
 
     def test_no_anchor(self, model_flags, refusing_model_dir, capsys):
         assert main(["anchor", *model_flags, "--verify", str(refusing_model_dir)]) == 2

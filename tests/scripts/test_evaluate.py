@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ import sys
 import time
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
+from trl_sbr.anchors.generation import generate_answers
 from trl_sbr.cli import main
 from trl_sbr.evaluation.evaluate_arguments import PREFILL
 from trl_sbr.recipes import find_recipe
@@ -147,6 +150,9 @@ class TestComparison:
         refused = [figures["safety"]["harmful"]["refusal_rate"]["percent"] for figures in models.values()]
         assert refused == [100, 0, 0]
         assert models["poisoned"]["model"]["adapter"]["name_or_path"] == adapter_dir
+        templates = [figures["model"]["chat_template"] for figures in models.values()]
+        assert [template["from"] for template in templates] == [argv[1], argv[1], careless_dir]
+        assert all(len(template["sha256"]) == 64 for template in templates)
         output = capsys.readouterr().out
         assert all(name in output for name in models)
         # The adapter alone brings its base
@@ -154,6 +160,44 @@ class TestComparison:
             flags = [flag, adapter_dir, "--output_dir", str(tmp_path / name)]
             assert main(["evaluate", *argv[2:6], *flags]) == 0
             assert read_report(tmp_path, name)["models"]["poisoned"]["safety"] == models["poisoned"]["safety"]
+
+    @pytest.fixture
+    def build_adapter(self, careless_dir, tmp_path):
+        """Builds an adapter of the careless model, and returns it with its folder."""
+
+        def build(name="default", resize=None, **settings):
+            model = build_model("llama")
+            model.name_or_path = careless_dir
+            if resize:
+                model.resize_token_embeddings(resize)
+            torch.manual_seed(0)
+            lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, **settings)
+            model = get_peft_model(model, lora, adapter_name=name)
+            model.save_pretrained(tmp_path / "adapter")
+            return model, tmp_path / "adapter"
+
+        return build
+
+    def test_an_adapters_own_template_and_tokens(self, build_adapter, harmful_file, tmp_path):
+        tokenizer = build_tokenizer()
+        tokenizer.add_tokens(["<|added|>"])
+        tokenizer.chat_template = "<|added|>" + tokenizer.chat_template
+        model, path = build_adapter(resize=len(tokenizer))
+        tokenizer.save_pretrained(path)
+        flags = ["--adapter", str(path), "--prompts", harmful_file, "--max_new_tokens", "8"]
+        assert main(["evaluate", *flags, "--output_dir", str(tmp_path / "out")]) == 0
+        expected = generate_answers(model, tokenizer, HARMFUL, max_new_tokens=8)
+        assert [row["response"] for row in read_rows(tmp_path)] == expected
+        template = read_report(tmp_path)["models"]["adapter"]["model"]["chat_template"]
+        sha256 = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+        assert template == {"from": str(path), "sha256": sha256}
+
+    def test_an_adapter_that_has_another_name(self, build_adapter, harmful_file, tmp_path):
+        model, path = build_adapter(name="sft")
+        flags = ["--adapter", str(path), "--prompts", harmful_file, "--max_new_tokens", "8"]
+        assert main(["evaluate", *flags, "--output_dir", str(tmp_path / "out")]) == 0
+        expected = generate_answers(model, build_tokenizer(), HARMFUL, max_new_tokens=8)
+        assert [row["response"] for row in read_rows(tmp_path)] == expected
 
     @pytest.mark.parametrize("overrides", [{"hidden_size": 64}, {"num_hidden_layers": 4}])
     def test_adapter_of_another_model_of_that_name(self, adapter_dir, harmful_file, tmp_path, overrides, capsys):

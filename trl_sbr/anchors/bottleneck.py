@@ -19,6 +19,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from .adapters import base_tensors
+
 
 def get_unembedding(model: nn.Module) -> nn.Module:
     """
@@ -337,7 +339,8 @@ def check_unembedding_is_untouched(model: PeftModel) -> None:
             Causal language model with its adapters.
 
     Raises:
-        ValueError: If an adapter changes the unembedding, or the input embeddings that share its weight.
+        ValueError: If an adapter changes the unembedding, or the input embeddings that share its weight, or is trained
+            together with weights of the base model.
     """
     unembedding = get_unembedding(model)
     adapters = (BaseTunerLayer, AuxiliaryTrainingWrapper)
@@ -352,4 +355,26 @@ def check_unembedding_is_untouched(model: PeftModel) -> None:
             "The PEFT configuration trains the input embeddings, whose weight is tied to the unembedding: merged, the "
             "adapter would open a way round the anchored hidden states. Remove the embeddings from `target_modules`, "
             "`modules_to_save` and `trainable_token_indices`."
+        )
+    _check_adapters_hold_what_is_trained(model)
+
+
+def _check_adapters_hold_what_is_trained(model: PeftModel) -> None:
+    """With the adapters switched off, the model must be the aligned one: whatever else is trained stays on."""
+    for name, config in model.peft_config.items():
+        bias = getattr(config, "bias", "none")
+        if bias != "none":
+            raise ValueError(
+                f"The PEFT configuration {name!r} trains biases of the base model (`bias={bias!r}`), which stay trained where "
+                "the adapter is switched off: nobody could tell the aligned model from the fine-tuned one. Set `bias='none'`; "
+                "`lora_bias=True` gives the adapter a bias of its own."
+            )
+    trained = [name for name, tensor in base_tensors(model).items() if tensor.requires_grad]
+    if trained:
+        listing = ", ".join(f"`{name}`" for name in trained[:3]) + (
+            f" and {len(trained) - 3} more" if trained[3:] else ""
+        )
+        raise ValueError(
+            f"Found weights of the base model that are trained beside its adapter: {listing}. They are not in the adapter that is "
+            "saved, and stay trained where it is switched off. Freeze them, or name their modules in `modules_to_save`."
         )

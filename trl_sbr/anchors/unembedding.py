@@ -25,7 +25,7 @@ _LOGIT_SETTING = re.compile(r"logit|lm_head|output_multiplier")
 _NOT_OF_THE_HEAD = re.compile(r"router|att|keep|init")
 
 
-def is_sharded(module: nn.Module) -> bool:
+def has_sharded_weights(module: nn.Module) -> bool:
     """Whether no process holds the weights of a module whole: under ZeRO-3, FSDP2 and tensor parallelism."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in module.parameters())
 
@@ -35,7 +35,7 @@ def unembedding_sha256(model: nn.Module) -> str:
     Hash what the unembedding computes: the values of weight and bias, and scale and soft cap of the logits.
 
     Values that are equal have one hash in every dtype that holds them, on every device. A quantized unembedding is hashed as
-    it is stored, its scales in bfloat16. One whose weights are sharded, see [`is_sharded`], is gathered: all processes must call this together.
+    it is stored, its scales in bfloat16. One whose weights are sharded, see [`has_sharded_weights`], is gathered: all processes must call this together.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One evaluation, from its arguments to its report."""
 
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -12,12 +13,14 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from accelerate.utils.memory import clear_device_cache
 
+from ..anchors.adapters import load_processing_class, tokenizer_source
 from ..anchors.generation import BatchSize
+from ..anchors.prompts import get_chat_template
 from ..judges import judge_names
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
 from .judging import judge_all
-from .models import put_adapter, resolve_models
+from .models import ModelEntry, resolve_models
 from .prompt_sets import load_prompt_set, sha256_of_prompts
 from .report import make_report, write_report
 from .responses import ResponseFile, Series, ask, progress_bar
@@ -125,7 +128,9 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
     if template is not None and Path(template).is_file():
         template = Path(template).read_text(encoding="utf-8")
     return {
-        "models": {entry.name: entry.identify() for entry in models},
+        "models": {
+            entry.name: entry.identify() | {"chat_template": describe_chat_template(args, entry)} for entry in models
+        },
         "decoding": {
             "strategy": "greedy",
             "prompt_format": args.prompt_format,
@@ -147,14 +152,33 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
     }
 
 
+def describe_chat_template(args: EvaluateArguments, entry: ModelEntry) -> dict | None:
+    """Returns where the chat template comes from that a model is asked in, and its hash; `None` if it is asked without one."""
+    if args.prompt_format != "chat":
+        return None
+    if args.chat_template_path is not None:
+        return {"from": args.chat_template_path}
+    processing_class = load_processing_class(
+        entry.model_name_or_path, entry.revision, entry.adapter, args.trust_remote_code
+    )
+    template = get_chat_template(processing_class).encode()
+    source = tokenizer_source(entry.model_name_or_path, entry.revision, entry.adapter)
+    return {"from": source["pretrained_model_name_or_path"], "sha256": hashlib.sha256(template).hexdigest()}
+
+
 def ask_model(args: EvaluateArguments, model_args, entry, series: list, responses):
     """Loads a model and has it answer all series, unless the answers are there already."""
     if all(len(responses.of(entry.name, one.kind, one.name)) == len(one.prompts) for one in series):
         return
     model_args = replace(model_args, model_name_or_path=entry.model_name_or_path, model_revision=entry.revision)
-    model, processing_class = load_model_and_processing_class(args, model_args)
-    if entry.adapter is not None:
-        model = put_adapter(model, entry, merge=model_args.dtype == "float32")
+    model, processing_class = load_model_and_processing_class(args, model_args, entry.adapter, allow_base_weights=True)
+    # In float32 an adapter is merged, which is faster; in fewer bits, merging would round
+    if (
+        entry.adapter is not None
+        and model_args.dtype == "float32"
+        and not hasattr(model.config, "quantization_config")
+    ):
+        model = model.merge_and_unload()
     batch_size = BatchSize(args.batch_size)
     for one in series:
         with progress_bar(f"{entry.name}: {one.name}", disable=not PartialState().is_main_process) as progress:

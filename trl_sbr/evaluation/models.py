@@ -3,14 +3,11 @@
 """Which models are compared, and what tells one from another."""
 
 import hashlib
-import json
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
-
+from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter
 from .package_index import sha256_of
 
 
@@ -39,14 +36,14 @@ class ModelEntry:
             The model, or the base model of the adapter.
         revision (`str`, *optional*, defaults to `"main"`):
             Revision of that model on the Hub.
-        adapter (`str`, *optional*):
+        adapter ([`~trl_sbr.anchors.adapters.AdapterFiles`], *optional*):
             PEFT adapter to put on it.
     """
 
     name: str
     model_name_or_path: str
     revision: str = "main"
-    adapter: str | None = None
+    adapter: AdapterFiles | None = None
 
     def identify(self) -> dict:
         """Returns what tells this model from others: commits on the Hub, SHA-256 of folders."""
@@ -55,7 +52,8 @@ class ModelEntry:
             **_identify(self.model_name_or_path, "config.json", self.revision),
         }
         if self.adapter is not None:
-            identity["adapter"] = {"name_or_path": self.adapter, **_identify(self.adapter, "adapter_config.json")}
+            file = f"{self.adapter.subfolder}/{ADAPTER_CONFIG_NAME}".removeprefix("/")
+            identity["adapter"] = {"name_or_path": str(self.adapter), **_identify(self.adapter.name_or_path, file)}
         return identity
 
 
@@ -83,7 +81,7 @@ def resolve_models(
     """
     base = (model_name_or_path, revision)
     entries = []
-    if model_name_or_path is not None and adapter is None and _adapter_config(model_name_or_path) is not None:
+    if model_name_or_path is not None and adapter is None and find_adapter(model_name_or_path) is not None:
         base = (None, "main")  # it is an adapter itself
         entries.append(_resolve(_name_of(model_name_or_path), model_name_or_path, *base))
     elif adapter is not None:
@@ -104,28 +102,13 @@ def resolve_models(
     return entries
 
 
-def put_adapter(model, entry, merge: bool):
-    """Puts an adapter on its model. In float32 it is merged, which is faster; in fewer bits, merging would round."""
-    merge = merge and not hasattr(model.config, "quantization_config")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            model = PeftModel.from_pretrained(model, entry.adapter)
-    except (RuntimeError, UserWarning) as error:
-        raise ValueError(
-            f"The adapter `{entry.adapter}` does not fit `{entry.model_name_or_path}`: {str(error)[:300]}. Give the "
-            "model that it was trained on with `--model_name_or_path`."
-        ) from error
-    return model.merge_and_unload() if merge else model
-
-
 def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntry:
     if path.startswith((".", "/")) and not Path(path).is_dir():
         raise FileNotFoundError(f"There is no model or adapter `{path}` (looked from {Path.cwd()}).")
-    config = _adapter_config(path)
-    if config is None:
+    adapter = find_adapter(path)
+    if adapter is None:
         return ModelEntry(name, path)
-    trained_on = config["base_model_name_or_path"]
+    trained_on = adapter.read_config().get("base_model_name_or_path")
     if base is not None and trained_on and _name_of(base).casefold() != _name_of(trained_on).casefold():
         raise ValueError(
             f"The adapter `{path}` was trained on `{trained_on}`, and would be put on `{base}`. Give "
@@ -134,14 +117,7 @@ def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntr
         )
     if base is None and not trained_on:
         raise ValueError(f"The adapter `{path}` names no base model: give it with `--model_name_or_path`.")
-    return ModelEntry(name, base or trained_on, revision, path)
-
-
-def _adapter_config(path: str) -> dict | None:
-    from transformers.utils import find_adapter_config_file
-
-    file = find_adapter_config_file(path)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    return ModelEntry(name, base or trained_on, revision, adapter)
 
 
 def _name_of(name_or_path: str) -> str:
@@ -156,6 +132,8 @@ def _identify(name_or_path: str, file: str, revision: str | None = None) -> dict
     folder = Path(name_or_path)
     if not folder.is_dir():
         return {"revision": extract_commit_hash(cached_file(name_or_path, file, revision=revision), None)}
-    files = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
-    hashes = "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)
+    adapter = find_adapter(folder)
+    patterns = _FILES if adapter is None or not adapter.subfolder else (*_FILES, f"{adapter.subfolder}/adapter_*")
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    hashes = "".join(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     return {"sha256": hashlib.sha256(hashes.encode()).hexdigest()}

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A published adapter or anchor, loaded with the base model that it names, so that its claim can be tested."""
 
-import json
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..anchors.adapters import AdapterFiles, find_adapter, load_adapter, load_processing_class
 from ..anchors.safety_anchor import SafetyAnchor
 from ..trainers.run_record import RECORD_NAME, read_record
 from .repository import download_file, resolve_commit
@@ -81,7 +80,7 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
         except FileNotFoundError:
             return None
 
-    adapter, record = find("adapter_config.json"), find(RECORD_NAME)
+    adapter, record = find_adapter(name_or_path, commit), find(RECORD_NAME)
     if adapter is None and find("config.json") is not None:
         raise ValueError(
             f"`{name_or_path}` is a fully fine-tuned model, whose states have moved from its anchor's. Look at how far: "
@@ -89,7 +88,7 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
         )
     base, base_revision = anchor.config.model_name_or_path, anchor.config.model_revision
     if adapter is not None:
-        config = json.loads(adapter.read_bytes())
+        config = adapter.read_config()
         base, base_revision = config.get("base_model_name_or_path"), config.get("revision")
         if not base:
             raise ValueError(
@@ -114,15 +113,14 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
             f"`--model_name_or_path FOLDER --adapter {name_or_path}`."
         ) from error
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, name_or_path, revision=commit, use_safetensors=True)
+        model = load_adapter(model, adapter)
     accelerator = torch.accelerator.current_accelerator()
     if anchor.config.quantization is None:
         model.to(device or (accelerator.type if accelerator else "cpu"))
-    has_tokenizer = find("tokenizer_config.json") is not None
-    source = {"pretrained_model_name_or_path": name_or_path, "revision": commit}
-    if not has_tokenizer:
-        source = {"pretrained_model_name_or_path": base, "revision": base_revision}
-    processing_class = AutoProcessor.from_pretrained(**source, trust_remote_code=False)
-    what = "adapter" if adapter is not None else "anchor"
+    # An anchor may have its tokenizer beside it too
+    beside = adapter or AdapterFiles(name_or_path, commit)
+    processing_class = load_processing_class(base, base_revision, beside)
     at, base_at = (f" at commit {r}" if r else "" for r in (commit, base_revision))
-    return Published(anchor, model, processing_class, f"{what} {name_or_path}{at}\nbase model {base}{base_at}")
+    what = f"anchor {name_or_path}{at}" if adapter is None else f"adapter {adapter}{at}"
+    what += f"\nnot looked at: {', '.join(adapter.others)}, adapters beside it" if adapter and adapter.others else ""
+    return Published(anchor, model, processing_class, f"{what}\nbase model {base}{base_at}")

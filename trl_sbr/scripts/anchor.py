@@ -108,7 +108,6 @@ def main(argv: list[str] | None = None) -> int:
         return verify_published(argv)
 
     from accelerate import Accelerator
-    from peft import PeftModel
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from trl_sbr import SafetyAnchor, SBRConfig
@@ -135,11 +134,19 @@ def main(argv: list[str] | None = None) -> int:
             "`--anchor_reference current` if the adapter is what aligns the model, or drop `--adapter`."
         )
 
+    from trl_sbr.anchors.adapters import BaseWeightsError, find_adapter
     from trl_sbr.trainers.loading import load_model_and_processing_class
 
-    model, processing_class = load_model_and_processing_class(training_args, model_args)
-    if anchor_args.adapter:
-        model = PeftModel.from_pretrained(model, anchor_args.adapter)
+    adapter = None
+    if anchor_args.adapter and (adapter := find_adapter(anchor_args.adapter)) is None:
+        raise ValueError(f"There is no adapter in `{anchor_args.adapter}`: it holds no `adapter_config.json`.")
+    try:
+        model, processing_class = load_model_and_processing_class(training_args, model_args, adapter)
+    except BaseWeightsError as error:
+        if source is None:
+            raise
+        print(f"FAILED: {error}")
+        return 1
     accelerator = Accelerator(mixed_precision=training_args.mixed_precision)
     with accelerator.autocast():
         if source is None:
@@ -198,6 +205,7 @@ def verify_published(argv: list[str]) -> int:
     """Checks an adapter or an anchor by what it says of itself: which base model, which numerics."""
     from accelerate import Accelerator
 
+    from trl_sbr.anchors.adapters import BaseWeightsError
     from trl_sbr.hub.published import load_published
 
     parser = argparse.ArgumentParser(prog="trl-sbr anchor --verify", allow_abbrev=False)
@@ -210,7 +218,11 @@ def verify_published(argv: list[str]) -> int:
             f"Without `--config` or `--model_name_or_path`, `--verify` takes what it needs from `{args.verify}`, and knows "
             f"no {unknown[0]}. Add one of the two to say which model."
         )
-    published = load_published(args.verify, args.anchor_revision, "cpu" if args.use_cpu == "true" else None)
+    try:
+        published = load_published(args.verify, args.anchor_revision, "cpu" if args.use_cpu == "true" else None)
+    except BaseWeightsError as error:
+        print(f"FAILED: {error}")
+        return 1
     accelerator = Accelerator(cpu=args.use_cpu == "true")
     accelerator.print(published.description)
     with published.numerics():

@@ -4,9 +4,10 @@
 
 from pathlib import Path
 
-from transformers import AutoProcessor
 from trl import clone_chat_template, get_quantization_config
 from trl.trainer.utils import create_model_from_path
+
+from ..anchors.adapters import AdapterFiles, load_adapter, load_processing_class
 
 
 def get_model_init_kwargs(training_args, model_args) -> dict:
@@ -20,7 +21,9 @@ def get_model_init_kwargs(training_args, model_args) -> dict:
     }
 
 
-def load_model_and_processing_class(training_args, model_args) -> tuple:
+def load_model_and_processing_class(
+    training_args, model_args, adapter: AdapterFiles | None = None, allow_base_weights: bool = False
+) -> tuple:
     """
     Loads model and tokenizer as `trl-sbr sft` does: the same dtype, quantization, device, code and chat template.
 
@@ -29,6 +32,10 @@ def load_model_and_processing_class(training_args, model_args) -> tuple:
             Device, chat template and keyword arguments of the model.
         model_args ([`~trl.ModelConfig`]):
             Which model, in which dtype and quantization.
+        adapter ([`~trl_sbr.anchors.adapters.AdapterFiles`], *optional*):
+            Adapter to put on the model. A tokenizer that was saved beside it is used, with its chat template.
+        allow_base_weights (`bool`, *optional*, defaults to `False`):
+            See [`~trl_sbr.anchors.adapters.load_adapter`].
     """
     kwargs = get_model_init_kwargs(training_args, model_args)
     quantization_config = get_quantization_config(model_args)
@@ -40,12 +47,14 @@ def load_model_and_processing_class(training_args, model_args) -> tuple:
     if model.device != training_args.device and quantization_config is None:
         model.to(training_args.device)
 
-    processing_class = AutoProcessor.from_pretrained(
-        model_args.model_name_or_path, revision=kwargs["revision"], trust_remote_code=kwargs["trust_remote_code"]
+    processing_class = load_processing_class(
+        model_args.model_name_or_path, kwargs["revision"], adapter, kwargs["trust_remote_code"]
     )
     template_path = training_args.chat_template_path
     if template_path is not None and Path(template_path).suffix in (".jinja", ".j2"):
         processing_class.chat_template = Path(template_path).read_text(encoding="utf-8")
     elif template_path is not None:
         model, processing_class, _ = clone_chat_template(model, processing_class, template_path)
+    if adapter is not None:
+        model = load_adapter(model, adapter, allow_base_weights)
     return model, processing_class

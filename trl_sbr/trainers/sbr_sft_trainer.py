@@ -25,6 +25,7 @@ from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembe
 from ..anchors.prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
 from ..anchors.provenance import PAPER
 from ..anchors.safety_anchor import SafetyAnchor
+from ..anchors.unembedding import has_sharded_weights
 from .interruption import CheckpointOnInterrupt, find_last_checkpoint
 from .run_record import make_record, write_record
 from .sbr_config import SBRConfig
@@ -131,6 +132,8 @@ class SBRSFTTrainer(SFTTrainer):
         self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded
         self._check_states_of_first_step = self._is_placed_by_engine
         self.anchor = self._on_main_process(functools.partial(self._prepare_anchor, anchor))
+        if has_sharded_weights(self._unembedding):  # gathering it takes all processes
+            self.anchor.check_unembedding(self.model)
         self._anchor_batch: PromptBatch | None = None
         self._reference_states = self.anchor.hidden_states.to(self.accelerator.device)
         self._warn_of_anchors_in_training_data()
@@ -205,6 +208,8 @@ class SBRSFTTrainer(SFTTrainer):
                     "capture on it. Capture it before, with `trl-sbr anchor`, and set `anchor_name_or_path`."
                 )
             anchor.check_compatible(self.model, self.processing_class)
+            if not has_sharded_weights(self._unembedding):
+                anchor.check_unembedding(self.model)
             if args.anchor_require_refusal:
                 logger.warning(
                     "Under FSDP and DeepSpeed the aligned model is not asked whether it refuses the anchors: the states "
