@@ -116,7 +116,8 @@ def make_series(args: EvaluateArguments, prompt_sets: list, tasks: list) -> list
                 series.append(replace(plain, name=name, system_prompt=args.system_prompt))
         if data.benign:
             series.append(Series("over_refusal", data.name, data.benign, args.max_new_tokens))
-    return series + [Series("tasks", task.name, task.prompts, task.max_new_tokens) for task in tasks]
+    series += [Series("tasks", task.name, task.prompts, task.max_new_tokens) for task in tasks]
+    return [replace(one, chat_template_kwargs=args.chat_template_kwargs) for one in series]
 
 
 def describe(args: EvaluateArguments, model_args, models: list, series: list) -> dict:
@@ -130,6 +131,7 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
             "strategy": "greedy",
             "prompt_format": args.prompt_format,
             "chat_template": template,
+            "chat_template_kwargs": args.chat_template_kwargs,
             "dtype": model_args.dtype,
             "load_in_4bit": model_args.load_in_4bit,
             "load_in_8bit": model_args.load_in_8bit,
