@@ -17,7 +17,7 @@ from ..judges import judge_names
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
 from .judging import judge_all
-from .models import put_adapter, resolve_models
+from .models import check_records, put_adapter, resolve_models
 from .prompt_sets import load_prompt_set, sha256_of_prompts
 from .report import make_report, write_report
 from .responses import ResponseFile, Series, ask, progress_bar
@@ -39,6 +39,7 @@ def evaluate(args: EvaluateArguments, model_args):
     if args.judge not in judge_names():  # now, not after the answers
         raise ValueError(f"`{args.judge}` is no judge. There are {', '.join(f'`{name}`' for name in judge_names())}.")
     models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
+    check_records(models)
     with state.main_process_first():  # which fetches what the others find in the cache
         prompt_sets, tasks = load_data(args)
     series = make_series(args, prompt_sets, tasks)

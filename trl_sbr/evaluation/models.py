@@ -104,6 +104,22 @@ def resolve_models(
     return entries
 
 
+def check_records(entries: list[ModelEntry]) -> None:
+    """
+    Make sure that what a training left in a folder belongs together, as its record says. Others' models have none.
+
+    Raises:
+        OSError: If a part of it is missing.
+        ValueError: If a part of it is of another training.
+    """
+    from ..trainers.run_record import RECORD_NAME, check_folder
+
+    for entry in entries:
+        folder = Path(entry.adapter or entry.model_name_or_path)
+        if (folder / RECORD_NAME).is_file():
+            check_folder(folder)
+
+
 def put_adapter(model, entry, merge: bool):
     """Puts an adapter on its model. In float32 it is merged, which is faster; in fewer bits, merging would round."""
     merge = merge and not hasattr(model.config, "quantization_config")

@@ -4,6 +4,7 @@
 
 import fnmatch
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
             )
         card = _with_notes(render_anchor_card(anchor.config, repo_id), folder)
         return {**files, CARD_NAME: card.encode()}
-    if not find_weights(folder):
+    in_subfolders = [name for name in run["files"] if re.fullmatch(rf"\w[\w.-]*/{ADAPTER_WEIGHTS[0]}", name)]
+    if not find_weights(folder) and not in_subfolders:
         raise FileNotFoundError(
             f"{folder} holds no weights (`adapter_model.safetensors`, `model.safetensors`): the training has not been saved."
         )
@@ -151,6 +153,10 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
         )
     paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     published = {path: folder / path for path in paths if any(fnmatch.fnmatch(path, p) for p in _PUBLISHED)}
+    for weights in in_subfolders:  # of adapters that have a name
+        published |= {
+            path: folder / path for path in (weights, weights.replace(ADAPTER_WEIGHTS[0], "adapter_config.json"))
+        }
     report, own = _read_report(folder)
     pictures = _pictures(folder) if report else ()
     card = render_model_card(run, repo_id, anchor and anchor.config, report, own, pictures)

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..anchors.safety_anchor import SafetyAnchor
-from ..trainers.run_record import RECORD_NAME, read_record
+from ..trainers.run_record import RECORD_NAME, check_folder, read_record
 from .repository import download_file, resolve_commit
 
 
@@ -96,7 +96,7 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
                 f"`{name_or_path}` does not say in its `adapter_config.json` which base model it belongs to. Name it: "
                 f"`--model_name_or_path MODEL --adapter {name_or_path}`."
             )
-        run = record and read_record(record)
+        run = record and (check_folder(Path(name_or_path)) if is_local else read_record(record))
         if run and run["base_model"]["name_or_path"] == base:
             base_revision = run["base_model"]["revision"]
     try:
@@ -116,6 +116,8 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
     if adapter is not None:
         model = PeftModel.from_pretrained(model, name_or_path, revision=commit, use_safetensors=True)
     accelerator = torch.accelerator.current_accelerator()
+    if record is not None:  # all that it names has been fetched by now
+        check_folder(record.parent)
     if anchor.config.quantization is None:
         model.to(device or (accelerator.type if accelerator else "cpu"))
     has_tokenizer = find("tokenizer_config.json") is not None

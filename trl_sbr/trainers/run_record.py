@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,10 +56,15 @@ def find_weights(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*") if any(fnmatch.fnmatch(path.name, p) for p in patterns)}
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the weights and of the anchor in a folder, by the files' names."""
-    names = find_weights(folder) | {name for name in (CONFIG_NAME, TENSOR_NAME) if (folder / name).exists()}
+def hash_files(folder: Path, others: Iterable[str] = ()) -> dict[str, str]:
+    """The SHA-256 of the weights and of the anchor in a folder, and of `others` that are there, by the files' names."""
+    names = find_weights(folder) | {name for name in (CONFIG_NAME, TENSOR_NAME, *others) if (folder / name).is_file()}
     return {name: _sha256_of(folder / name) for name in sorted(names)}
+
+
+def subfolder_weights(adapters: Iterable[str]) -> list[str]:
+    """Where PEFT saves the weights of adapters, by their names: all but that called `default` in a subfolder."""
+    return [f"{name}/{ADAPTER_WEIGHTS[0]}" for name in adapters if name != "default"]
 
 
 def _sha256_of(path: Path) -> str:
@@ -82,7 +88,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         ValueError: If a file is not the one that the record names, or is one that it does not name.
     """
     record = read_record(folder / RECORD_NAME)
-    found, expected = hash_files(folder), record["files"]
+    expected = record["files"]
+    found = hash_files(folder, expected)
     way_out = (
         "A save that was cut off leaves that, and so do two trainings, or files of another one, in one folder. Resume "
         "from a checkpoint and save again; or keep to one training a folder, as it was saved."

@@ -38,7 +38,7 @@ from .output_folder import (
 )
 from .rendering import find_rendering, with_rendering
 from .resuming import check_settings, load_anchor
-from .run_record import hash_files, make_record, write_record
+from .run_record import hash_files, make_record, subfolder_weights, write_record
 from .sbr_config import SBRConfig
 
 
@@ -439,7 +439,8 @@ class SBRSFTTrainer(SFTTrainer):
             if self.args.should_save:
                 if self.anchor is not None:
                     self.anchor.save_pretrained(folder, overwrite=True)
-                files = hash_files(folder)
+                adapters = self.model.peft_config if isinstance(self.model, PeftModel) else ()
+                files = hash_files(folder, subfolder_weights(adapters))
                 if folder == Path(self.args.output_dir):
                     self._saved_files = files
                 self._describe_run(folder, files)  # over the card that PEFT has written
