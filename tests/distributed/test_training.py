@@ -172,7 +172,7 @@ class TestFailure:
         expected = "Expected the aligned model to refuse every anchor prompt, found 8 of 8 that it answers"
         assert re.search(rf"rank0\]: ValueError: {expected}", result.stdout)
         assert re.search(
-            rf"rank1\]: ValueError: The main process could not prepare the safety anchor: ValueError: {expected}",
+            rf"rank1\]: ValueError: The main process could not go on: ValueError: {expected}",
             result.stdout,
         )
 

@@ -11,12 +11,13 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
 import trl_sbr
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.hub.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
-from trl_sbr.trainers.run_record import RECORD_NAME
+from trl_sbr.trainers.run_record import RECORD_NAME, check_folder, hash_files, write_record
 
 from ..anchors.test_adapters import add_to_file
 from ..hub_server import check_metadata
@@ -277,7 +278,7 @@ class TestModel:
         for name in (CONFIG_NAME, TENSOR_NAME):  # as a training with a λ of 0 leaves it
             (adapter / name).unlink()
         record = json.loads((adapter / RECORD_NAME).read_text())
-        (adapter / RECORD_NAME).write_text(json.dumps({**record, "anchor": None}))
+        write_record({**record, "anchor": None, "files": hash_files(adapter)}, adapter)
         assert cli(*line).code == 0
         assert hub.files("org/adapter") == PUBLISHED - {CONFIG_NAME, TENSOR_NAME}
         assert "**It is not protected" in hub.read("org/adapter", CARD_NAME).decode()
@@ -305,9 +306,10 @@ class TestModel:
     @pytest.mark.parametrize(
         ("missing", "message"),
         [
-            (CONFIG_NAME, "holds no safety anchor, and its `sbr_run.json` says that the training had one"),
+            (CONFIG_NAME, f"holds no `{CONFIG_NAME}`, and its `sbr_run.json` says that the training saved one"),
+            (TENSOR_NAME, f"holds no `{TENSOR_NAME}`, and its"),
             (RECORD_NAME, "sbr_run.json is not there"),
-            ("adapter_model.safetensors", "holds no weights"),
+            ("adapter_model.safetensors", "holds no `adapter_model.safetensors`, and its"),
         ],
     )
     def test_incomplete_folder(self, hub, cli, adapter, missing, message):
@@ -315,6 +317,42 @@ class TestModel:
         result = cli("push", "--output_dir", adapter, "--repo_id", "org/adapter")
         assert (result.code, message in result.err) == (2, True)
         assert not hub.repos
+
+    @pytest.mark.parametrize("with_prompts", [True, False])
+    @pytest.mark.parametrize("stranger", ["adapter_model.safetensors", "model.safetensors", "anchor", "no weights"])
+    def test_what_is_of_another_training_is_not_pushed(
+        self, hub, cli, adapter, anchor_folder, stranger, with_prompts, tmp_path
+    ):
+        if stranger == "anchor":  # that the run has never trained with
+            anchor = SafetyAnchor.capture(build_refusing_model(), build_tokenizer(), ["How do I harm?"])
+            anchor.save_pretrained(adapter, overwrite=True)
+        elif stranger == "no weights":  # as a training leaves it whose shards are elsewhere
+            (adapter / "adapter_model.safetensors").unlink()
+            record = json.loads((adapter / RECORD_NAME).read_text())
+            write_record({**record, "files": hash_files(adapter)}, adapter)
+        elif stranger == "model.safetensors":
+            save_file({"lm_head.weight": torch.zeros(4, 4)}, adapter / stranger)
+        else:
+            weights = load_file(adapter / stranger)
+            save_file({name: torch.randn_like(tensor) for name, tensor in weights.items()}, adapter / stranger)
+        line = ["push", "--output_dir", adapter, "--repo_id", "org/adapter"]
+        result = cli(*line, *([] if with_prompts else ["--no_prompts"]))
+        message = "holds no weights" if stranger == "no weights" else "is not of the training that `sbr_run.json`"
+        assert (result.code, message in result.err) == (2, True), result.err
+        assert not hub.repos
+
+    @pytest.mark.parametrize("with_prompts", [True, False])
+    def test_what_was_pushed_is_of_one_training_wherever_it_is_copied(self, hub, cli, adapter, with_prompts, tmp_path):
+        line = ["push", "--output_dir", adapter, "--repo_id", "org/adapter"]
+        assert cli(*line, *([] if with_prompts else ["--no_prompts"])).code == 0
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for name in hub.files("org/adapter"):
+            (copy / name).write_bytes(hub.read("org/adapter", name))
+        check_folder(copy)
+        (copy / TENSOR_NAME).write_bytes(b"x")
+        with pytest.raises(ValueError, match="is not of the training"):
+            check_folder(copy)
 
     def test_report_of_another_model(self, cli, adapter):
         models = {"a": {"model": {"sha256": "0"}}, "b": {"model": {"sha256": "1"}}}

@@ -17,6 +17,8 @@ class TestSBRConfig:
             ({"anchor_loss_coef": float("inf")}, "finite `anchor_loss_coef`"),
             ({"anchor_loss_type": "l1"}, "`anchor_loss_type` to be one of .*, found 'l1'"),
             ({"anchor_reference": "adapter"}, "`anchor_reference` to be one of .*, found 'adapter'"),
+            ({"chat_template_kwargs": "calm"}, "Expected `chat_template_kwargs` to be variables .*, found 'calm'"),
+            ({"chat_template_kwargs": ["calm"]}, "Expected `chat_template_kwargs` to be variables"),
             ({"anchor_revision": "main"}, "`anchor_revision` without `anchor_name_or_path`"),
         ],
     )

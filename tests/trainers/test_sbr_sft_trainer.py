@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
 
 from ..tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
 
@@ -317,7 +318,8 @@ class TestCard:
             assert "Framework versions" not in card.content  # PEFT's
         record = json.loads((tmp_path / "out" / "checkpoint-1" / "sbr_run.json").read_text())
         assert record["training"]["steps"] == 1
-        assert record["sbr"] == {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse"}
+        settings = {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
+        assert record["sbr"] == settings
 
     def test_notes_stay_when_it_is_written_again(self, tmp_path):
         trainer = self.train(tmp_path)
@@ -405,6 +407,7 @@ class TestResume:
 
         saved.config.tensor_sha256 = sha256_hex(tensor_to_bytes(saved.hidden_states))
         saved.save_pretrained(checkpoint, overwrite=True)
+        write_record({**read_record(checkpoint / RECORD_NAME), "files": hash_files(checkpoint)}, checkpoint)
         trainer = make_trainer(tmp_path, build_refusing_model(), **settings)
         trainer.train(resume_from_checkpoint=str(checkpoint))
         assert torch.equal(trainer.anchor.hidden_states, saved.hidden_states)
@@ -435,7 +438,9 @@ class TestResume:
         (tmp_path / "checkpoint-2").mkdir()  # as a kill leaves it
         with pytest.raises(ValueError, match="No valid checkpoint found"):
             make_trainer(tmp_path, refusing_model).train(resume_from_checkpoint=True)
-        assert "checkpoint-2, which was left half-written" in caplog.text
+        assert (
+            "checkpoint-2, which was left half-written or was damaged: It has no `trainer_state.json`" in caplog.text
+        )
 
     def test_resume_without_a_checkpoint_raises(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="No valid checkpoint found"):

@@ -3,6 +3,7 @@
 """The two files of a safety anchor: written atomically, and read with nothing believed."""
 
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ FORMAT_VERSION = 2
 
 MAX_CONFIG_BYTES = 16 * 2**20
 _TENSOR_KEY = "hidden_states"
+_TEMPORARY_SUFFIX = ".trl_sbr_tmp"
 _MAX_SAFETENSORS_HEADER_BYTES = 2**16
 _SEAL = "anchor_sha256"  # in the file alone: it is computed of all that the configuration holds
 
@@ -147,11 +149,18 @@ def write_anchor(directory: Path, config: AnchorConfig, states: torch.Tensor, ov
 
 
 def write_atomically(files: dict[Path, bytes]) -> None:
-    """Write all files under other names first, then rename them: a failure leaves what was there."""
+    """
+    Write all files under other names first, then rename them: a failure leaves what was there. What a process that was
+    killed has left under such names is removed.
+    """
     written = []
     try:
         for path, data in files.items():
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY_SUFFIX}"):
+                left.unlink(missing_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX, delete=False
+            ) as file:
                 written.append((file.name, path))
                 file.write(data)
                 file.flush()

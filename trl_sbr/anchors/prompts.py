@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from .clock import CLOCK, INSTANTS, now, template_arguments
+
 
 # Eight harmful questions, one a category of harm, that anchor a model when the user names none.
 DEFAULT_PROMPTS = (
@@ -150,7 +152,7 @@ def encode_prompts(
         prompts (iterable of `str` or `list[dict[str, str]]`):
             Prompts, see [`as_messages`].
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Further variables of the chat template.
+            Further variables of the chat template; under `strftime_now` the time that it is told, see [`pin_clock`].
 
     Returns:
         `list[list[int]]`: The token ids of each prompt.
@@ -158,7 +160,7 @@ def encode_prompts(
     Raises:
         ValueError: If there is no chat template, or it drops part of a prompt.
     """
-    get_chat_template(processing_class)
+    arguments = template_arguments(get_chat_template(processing_class), chat_template_kwargs)
     tokenizer = get_tokenizer(processing_class)
     encoded = []
     for prompt in prompts:
@@ -167,14 +169,39 @@ def encode_prompts(
             turns = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         else:
             turns = messages
-        text = processing_class.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **(chat_template_kwargs or {})
-        )
+        text = processing_class.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
         dropped = [m for m in messages if m["content"].strip() not in text]
         if dropped:
             raise ValueError(f"The chat template leaves out the message {dropped[0]!r}: it would not be anchored.")
         encoded.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return encoded
+
+
+def record_clock(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    prompts: Sequence[str | Messages],
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Complete the variables of a chat template so that they give the same prompts at any time.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer or processor with a chat template.
+        prompts (`Sequence[str | list[dict[str, str]]]`):
+            Prompts, see [`as_messages`].
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables of the chat template.
+
+    Returns:
+        `dict[str, Any]`: These variables, and under `strftime_now` this moment, if the template writes it into a prompt
+        and they do not say another.
+    """
+    variables = dict(chat_template_kwargs or {})
+    if CLOCK in variables or CLOCK not in get_chat_template(processing_class):
+        return variables
+    early, late = (encode_prompts(processing_class, prompts, {**variables, CLOCK: time}) for time in INSTANTS)
+    return variables if early == late else {**variables, CLOCK: now()}
 
 
 def _words(text: str) -> list[str]:

@@ -46,7 +46,7 @@ from .bottleneck import (
     relative_errors,
 )
 from .generation import generate_answers
-from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template
+from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template, record_clock
 from .provenance import cached_commit
 from .unembedding import unembedding_sha256
 
@@ -225,7 +225,8 @@ class SafetyAnchor:
             prompts (`Sequence[str | list[dict[str, str]]]`, *optional*):
                 Harmful questions, or conversations that end with one. Defaults to eight, one a category of harm.
             chat_template_kwargs (`dict[str, Any]`, *optional*):
-                Further variables of the chat template.
+                Further variables of the chat template. If it writes the date into a prompt, the moment of the capture is
+                recorded among them, under `strftime_now`, unless they say another (`{"strftime_now": "2026-11-25"}`).
             require_refusal (`bool`, *optional*, defaults to `True`):
                 Whether the model must refuse each prompt. An anchor that it does not refuse would pin harm.
             reference (`str`, *optional*, defaults to `"base"`):
@@ -240,6 +241,7 @@ class SafetyAnchor:
                 the states do not determine the model's logits.
         """
         prompts = [as_messages(prompt) for prompt in (DEFAULT_PROMPTS if prompts is None else prompts)]
+        chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
         input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
         _check_prompts(prompts, input_ids, model)
         positions = last_positions(input_ids)
@@ -261,7 +263,7 @@ class SafetyAnchor:
                 input_ids=input_ids,
                 positions=positions,
                 chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
-                chat_template_kwargs=dict(chat_template_kwargs or {}),
+                chat_template_kwargs=chat_template_kwargs,
                 model_name_or_path=model.config._name_or_path,
                 model_revision=cached_commit(model.config._name_or_path),
                 reference=reference,
@@ -348,8 +350,7 @@ class SafetyAnchor:
                 raise ValueError(
                     f"The tokenizer turns the anchor prompt {question!r} into other tokens: expected {expected}, found "
                     f"{found}. Use the tokenizer that the anchor was captured with, or capture an anchor with this "
-                    "one. If the chat template writes today's date, capture with that variable in "
-                    "`chat_template_kwargs`."
+                    "one."
                 )
 
     def relative_errors(self, states: torch.Tensor) -> torch.Tensor:

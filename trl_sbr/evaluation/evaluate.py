@@ -20,7 +20,7 @@ from ..judges import judge_names
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
 from .judging import judge_all
-from .models import ModelEntry, resolve_models
+from .models import ModelEntry, check_records, resolve_models
 from .prompt_sets import load_prompt_set, sha256_of_prompts
 from .report import make_report, write_report
 from .responses import ResponseFile, Series, ask, progress_bar
@@ -42,6 +42,7 @@ def evaluate(args: EvaluateArguments, model_args):
     if args.judge not in judge_names():  # now, not after the answers
         raise ValueError(f"`{args.judge}` is no judge. There are {', '.join(f'`{name}`' for name in judge_names())}.")
     models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
+    check_records(models)
     with state.main_process_first():  # which fetches what the others find in the cache
         prompt_sets, tasks = load_data(args)
     series = make_series(args, prompt_sets, tasks)
@@ -119,7 +120,8 @@ def make_series(args: EvaluateArguments, prompt_sets: list, tasks: list) -> list
                 series.append(replace(plain, name=name, system_prompt=args.system_prompt))
         if data.benign:
             series.append(Series("over_refusal", data.name, data.benign, args.max_new_tokens))
-    return series + [Series("tasks", task.name, task.prompts, task.max_new_tokens) for task in tasks]
+    series += [Series("tasks", task.name, task.prompts, task.max_new_tokens) for task in tasks]
+    return [replace(one, chat_template_kwargs=args.chat_template_kwargs) for one in series]
 
 
 def describe(args: EvaluateArguments, model_args, models: list, series: list) -> dict:
@@ -135,6 +137,7 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
             "strategy": "greedy",
             "prompt_format": args.prompt_format,
             "chat_template": template,
+            "chat_template_kwargs": args.chat_template_kwargs,
             "dtype": model_args.dtype,
             "load_in_4bit": model_args.load_in_4bit,
             "load_in_8bit": model_args.load_in_8bit,

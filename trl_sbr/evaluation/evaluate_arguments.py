@@ -59,6 +59,8 @@ class EvaluateArguments:
             Ask the harmful prompts once more under this system prompt.
         chat_template_path (`str`, *optional*):
             Chat template, as in training.
+        chat_template_kwargs (`dict`, *optional*):
+            Further variables of the chat template, as in training.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that comes with a model may run.
     """
@@ -135,18 +137,30 @@ class EvaluateArguments:
         default=None, metadata={"help": "Ask the harmful prompts once more under this system prompt."}
     )
     chat_template_path: str | None = field(default=None, metadata={"help": "Chat template, as in training."})
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={"help": "Further variables of the chat template, as in training; JSON on the command line."},
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether code that comes with a model may run."})
 
     def __post_init__(self):
         if self.prefill is True:  # `prefill: true` in YAML
             self.prefill = PREFILL
-        if isinstance(self.judge_kwargs, str):
-            try:
-                self.judge_kwargs = json.loads(self.judge_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"`judge_kwargs` is {self.judge_kwargs!r}, expected JSON, such as '{{\"batch_size\": 4}}' ({error})."
-                ) from error
+        for name, example in {
+            "judge_kwargs": {"batch_size": 4},
+            "chat_template_kwargs": {"enable_thinking": False},
+        }.items():
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    value = json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f"`{name}` is {value!r}, expected JSON, such as '{json.dumps(example)}' ({error})."
+                    ) from error
+                setattr(self, name, value)
+            if not isinstance(value, dict | None):
+                raise ValueError(f"`{name}` is {value!r}, expected an object, such as '{json.dumps(example)}'.")
         for name in ("compare", "prompts", "benign_prompts", "tasks"):
             value = getattr(self, name) or []
             setattr(self, name, [value] if isinstance(value, str) else value)

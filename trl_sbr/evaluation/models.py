@@ -102,6 +102,22 @@ def resolve_models(
     return entries
 
 
+def check_records(entries: list[ModelEntry]) -> None:
+    """
+    Make sure that what a training left in a folder belongs together, as its record says. Others' models have none.
+
+    Raises:
+        OSError: If a part of it is missing.
+        ValueError: If a part of it is of another training.
+    """
+    from ..trainers.run_record import RECORD_NAME, check_folder
+
+    for entry in entries:
+        folder = Path(entry.adapter or entry.model_name_or_path)
+        if (folder / RECORD_NAME).is_file():
+            check_folder(folder)
+
+
 def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntry:
     if path.startswith((".", "/")) and not Path(path).is_dir():
         raise FileNotFoundError(f"There is no model or adapter `{path}` (looked from {Path.cwd()}).")

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -41,6 +42,8 @@ class Series:
             System message to ask under, in place of the prompt's or template's own.
         prefill (`str`, *optional*, defaults to `""`):
             How the answer begins, whether the model likes it or not. What is judged is how the model goes on.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Further variables of the chat template.
     """
 
     kind: str
@@ -49,6 +52,7 @@ class Series:
     max_new_tokens: int
     system_prompt: str | None = None
     prefill: str = ""
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 def question_of(prompt: str | Messages | Instruction) -> str:
@@ -67,13 +71,17 @@ def encode_chat(processing_class, series: Series) -> list[list[int]]:
             messages = [m for m in messages if m["role"] != "system"]
             messages = [{"role": "system", "content": series.system_prompt}, *messages]
         prompts.append(messages)
-    return encode_prompts(processing_class, prompts)
+    return encode_prompts(processing_class, prompts, series.chat_template_kwargs)
 
 
 def encode_alpaca(processing_class, series: Series) -> list[list[int]]:
     """Returns the token ids of a series in the Alpaca format, as the git-disl papers ask, without the prefill."""
     if series.system_prompt is not None:
         raise ValueError("The Alpaca format has no system prompt: drop `system_prompt`, or use `prompt_format: chat`.")
+    if series.chat_template_kwargs:
+        raise ValueError(
+            "The Alpaca format has no chat template: drop `chat_template_kwargs`, or use `prompt_format: chat`."
+        )
     tokenizer = get_tokenizer(processing_class)
     encoded = []
     for prompt in series.prompts:

@@ -4,16 +4,31 @@
 
 import fnmatch
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
 
-from ..anchors.anchor_files import CONFIG_NAME, AnchorConfig, anchor_to_files, write_atomically
+from ..anchors.anchor_files import (
+    CONFIG_NAME,
+    TENSOR_NAME,
+    AnchorConfig,
+    anchor_to_files,
+    sha256_hex,
+    write_atomically,
+)
 from ..anchors.safety_anchor import SafetyAnchor
 from ..evaluation.models import ModelEntry
-from ..trainers.run_record import RECORD_NAME, read_record
+from ..trainers.run_record import (
+    ADAPTER_WEIGHTS,
+    MODEL_WEIGHTS,
+    RECORD_NAME,
+    check_folder,
+    find_weights,
+    record_to_bytes,
+)
 from .cards import (
     CARD_NAME,
     EVAL_RESULTS_NAME,
@@ -31,12 +46,11 @@ from .repository import push_files
 # Weights, configuration and tokenizer. Whatever else lies there stays there: training arguments (a pickle), checkpoints, the
 # optimizer's state, training data, prompts
 _PUBLISHED = (
+    *ADAPTER_WEIGHTS,
+    *MODEL_WEIGHTS,
     "adapter_config.json",
-    "adapter_model.safetensors",
     "config.json",
     "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "added_tokens.json",
     "additional_chat_templates/*.jinja",
     "chat_template.*",
@@ -107,18 +121,19 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
 
     Raises:
         FileNotFoundError: If the folder holds neither a trained adapter or model nor an anchor, or lacks a part of it.
-        ValueError: If a part of it is corrupted.
+        ValueError: If a part of it is corrupted, or of another training, see [`~trl_sbr.trainers.run_record.check_folder`].
     """
+    is_trained = bool(find_weights(folder)) or (folder / RECORD_NAME).is_file()
+    run = check_folder(folder) if is_trained else None
     anchor = None
     files: dict[str, Path | bytes] = {}
     if (folder / CONFIG_NAME).is_file():
         anchor = SafetyAnchor.from_pretrained(folder)
-        anchor = anchor if with_prompts or not anchor.has_prompts else anchor.without_prompts()
-        files |= anchor_to_files(anchor.config, anchor.hidden_states)
-    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    published = {path: folder / path for path in paths if any(fnmatch.fnmatch(path, p) for p in _PUBLISHED)}
-    weights = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"} & set(published)
-    if not weights and not (folder / RECORD_NAME).is_file():
+        files |= {name: folder / name for name in (CONFIG_NAME, TENSOR_NAME)}
+        if anchor.has_prompts and not with_prompts:
+            anchor = anchor.without_prompts()
+            files |= anchor_to_files(anchor.config, anchor.hidden_states)
+    if run is None:
         if anchor is None:
             raise FileNotFoundError(
                 f"{folder} holds neither a trained adapter or model nor a safety anchor. Name the folder that `trl-sbr sft` "
@@ -126,20 +141,28 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
             )
         card = _with_notes(render_anchor_card(anchor.config, repo_id), folder)
         return {**files, CARD_NAME: card.encode()}
-    run = read_record(folder / RECORD_NAME)
-    if not weights:
+    in_subfolders = [name for name in run["files"] if re.fullmatch(rf"\w[\w.-]*/{ADAPTER_WEIGHTS[0]}", name)]
+    if not find_weights(folder) and not in_subfolders:
         raise FileNotFoundError(
             f"{folder} holds no weights (`adapter_model.safetensors`, `model.safetensors`): the training has not been saved."
         )
     if (run["anchor"] is None) != (anchor is None):
-        raise FileNotFoundError(
-            f"{folder} holds {'no' if anchor is None else 'a'} safety anchor, and its `{RECORD_NAME}` says that the "
-            f"training had {'none' if anchor is not None else 'one'}. Push the folder as the training wrote it."
+        raise ValueError(
+            f"{folder / RECORD_NAME} says that the training had {'no' if anchor is not None else 'a'} safety anchor, and "
+            f"that it saved {'none' if anchor is None else 'one'}: it is not the record of a training."
         )
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    published = {path: folder / path for path in paths if any(fnmatch.fnmatch(path, p) for p in _PUBLISHED)}
+    for weights in in_subfolders:  # of adapters that have a name
+        published |= {
+            path: folder / path for path in (weights, weights.replace(ADAPTER_WEIGHTS[0], "adapter_config.json"))
+        }
     report, own = _read_report(folder)
     pictures = _pictures(folder) if report else ()
     card = render_model_card(run, repo_id, anchor and anchor.config, report, own, pictures)
-    files |= {**published, RECORD_NAME: folder / RECORD_NAME, CARD_NAME: _with_notes(card, folder).encode()}
+    hidden = {name: sha256_hex(data) for name, data in files.items() if isinstance(data, bytes)}  # without prompts
+    record = record_to_bytes({**run, "files": {**run["files"], **hidden}}) if hidden else folder / RECORD_NAME
+    files |= {**published, RECORD_NAME: record, CARD_NAME: _with_notes(card, folder).encode()}
     if report is not None:
         files |= {name: folder / name for name in (REPORT_NAME, *pictures)}
         results = eval_results_yaml(report, own)

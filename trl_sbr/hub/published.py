@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Processo
 
 from ..anchors.adapters import AdapterFiles, find_adapter, load_adapter, load_processing_class
 from ..anchors.safety_anchor import SafetyAnchor
-from ..trainers.run_record import RECORD_NAME, read_record
+from ..trainers.run_record import RECORD_NAME, check_folder, read_record
 from .repository import download_file, resolve_commit
 
 
@@ -95,7 +95,7 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
                 f"`{name_or_path}` does not say in its `adapter_config.json` which base model it belongs to. Name it: "
                 f"`--model_name_or_path MODEL --adapter {name_or_path}`."
             )
-        run = record and read_record(record)
+        run = record and (check_folder(Path(name_or_path)) if is_local else read_record(record))
         if run and run["base_model"]["name_or_path"] == base:
             base_revision = run["base_model"]["revision"]
     try:
@@ -115,6 +115,8 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
     if adapter is not None:
         model = load_adapter(model, adapter)
     accelerator = torch.accelerator.current_accelerator()
+    if record is not None:  # all that it names has been fetched by now
+        check_folder(record.parent)
     if anchor.config.quantization is None:
         model.to(device or (accelerator.type if accelerator else "cpu"))
     # An anchor may have its tokenizer beside it too

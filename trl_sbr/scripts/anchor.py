@@ -173,6 +173,7 @@ def capture(accelerator, model, processing_class, training_args, model_args):
         model,
         processing_class,
         prompts=resolve_prompts(training_args.anchor_prompts),
+        chat_template_kwargs=training_args.chat_template_kwargs,
         require_refusal=training_args.anchor_require_refusal,
         reference=training_args.anchor_reference,
     )

@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that are cut off: Ctrl-C leaves a checkpoint, and one that a kill left half-written is passed over."""
 
+import re
 import signal
 import threading
+import zipfile
 from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
+
+from .run_record import RECORD_NAME, check_folder
 
 
 logger = logging.get_logger(__name__)
@@ -48,9 +53,20 @@ class CheckpointOnInterrupt(TrainerCallback):
             control.should_training_stop = True
 
 
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run, the first one first. Folders of other names than the run gives are none of them."""
+    numbered = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        step = re.fullmatch("checkpoint-([0-9]+)", folder.name)
+        if step is not None and folder.is_dir():
+            numbered[folder] = int(step[1])
+    return sorted(numbered, key=numbered.get)
+
+
 def find_last_checkpoint(output_dir: str | Path) -> str:
     """
-    Find the last complete checkpoint of a run.
+    Find the last complete checkpoint of a run. Those that were left half-written, or damaged since, are passed over with
+    a warning that says why.
 
     Args:
         output_dir (`str` or `Path`):
@@ -62,9 +78,34 @@ def find_last_checkpoint(output_dir: str | Path) -> str:
     Raises:
         ValueError: If there is none.
     """
-    checkpoints = sorted(Path(output_dir).glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.rpartition("-")[2]))
-    for checkpoint in reversed(checkpoints):
-        if (checkpoint / TRAINER_STATE_NAME).is_file():  # `Trainer` writes it last
-            return str(checkpoint)
-        logger.warning(f"Passed over {checkpoint}, which was left half-written: it has no `{TRAINER_STATE_NAME}`.")
+    for checkpoint in reversed(list_checkpoints(output_dir)):
+        try:
+            check_checkpoint(checkpoint)
+        except (OSError, ValueError) as error:
+            logger.warning(f"Passed over {checkpoint}, which was left half-written or was damaged: {error}")
+            continue
+        return str(checkpoint)
     raise ValueError(f"No valid checkpoint found in {output_dir}, so there is nothing to resume. Start the run anew.")
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """
+    Make sure that a checkpoint is whole: the state that `Trainer` writes last, the files of torch that it writes before,
+    and what belongs together by the run's record (that of a plain [`~trl.SFTTrainer`] has none).
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If one was cut off, or changed.
+    """
+    state = checkpoint / TRAINER_STATE_NAME
+    if not state.is_file():
+        raise FileNotFoundError(f"It has no `{TRAINER_STATE_NAME}`.")
+    try:
+        TrainerState.load_from_json(str(state))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Its `{TRAINER_STATE_NAME}` cannot be read: {error}.") from error
+    for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
+        if not zipfile.is_zipfile(path):  # the index stands at the end
+            raise ValueError(f"Its `{path.name}` was cut off.")
+    if (checkpoint / RECORD_NAME).exists():
+        check_folder(checkpoint)

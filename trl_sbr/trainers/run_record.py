@@ -1,9 +1,15 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What a training says of itself, in `sbr_run.json` beside what it saves: the card is made from it."""
+"""
+What a training says of itself, in `sbr_run.json` beside what it saves: the card is made from it. It is written last and
+names the SHA-256 of the weights and of the anchor, so that what does not belong together is found out.
+"""
 
+import fnmatch
+import hashlib
 import json
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +18,7 @@ from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
 from peft import PeftModel
 
-from ..anchors.anchor_files import write_atomically
+from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from ..anchors.provenance import cached_commit, is_hub_id
 
 
@@ -21,6 +27,11 @@ if TYPE_CHECKING:
 
 
 RECORD_NAME = "sbr_run.json"
+
+ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
+MODEL_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+# Those that are never saved, and would be loaded all the same where the others are not
+_PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 _TRAINING_SETTINGS = (
     "learning_rate",
@@ -35,16 +46,81 @@ _TRAINING_SETTINGS = (
     "fp16",
     "seed",
 )
+PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference")
 _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
 
 
-def make_record(trainer: "SBRSFTTrainer", tags: str | list[str] | None = None) -> dict[str, Any]:
+def find_weights(folder: Path) -> set[str]:
+    """Names of the files in a folder that a model or an adapter is loaded from."""
+    patterns = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
+    return {path.name for path in folder.glob("*") if any(fnmatch.fnmatch(path.name, p) for p in patterns)}
+
+
+def hash_files(folder: Path, others: Iterable[str] = ()) -> dict[str, str]:
+    """The SHA-256 of the weights and of the anchor in a folder, and of `others` that are there, by the files' names."""
+    names = find_weights(folder) | {name for name in (CONFIG_NAME, TENSOR_NAME, *others) if (folder / name).is_file()}
+    return {name: _sha256_of(folder / name) for name in sorted(names)}
+
+
+def subfolder_weights(adapters: Iterable[str]) -> list[str]:
+    """Where PEFT saves the weights of adapters, by their names: all but that called `default` in a subfolder."""
+    return [f"{name}/{ADAPTER_WEIGHTS[0]}" for name in adapters if name != "default"]
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """
+    Make sure that the weights, the anchor and the record in a folder are those of one training.
+
+    Args:
+        folder (`Path`):
+            What a training saved: its output folder, a checkpoint, or a copy of what was published.
+
+    Returns:
+        `dict[str, Any]`: The record.
+
+    Raises:
+        FileNotFoundError: If there is no record, or a file that it names is missing.
+        ValueError: If a file is not the one that the record names, or is one that it does not name.
+    """
+    record = read_record(folder / RECORD_NAME)
+    expected = record["files"]
+    found = hash_files(folder, expected)
+    way_out = (
+        "A save that was cut off leaves that, and so do two trainings, or files of another one, in one folder. Resume "
+        "from a checkpoint and save again; or keep to one training a folder, as it was saved."
+    )
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} holds no `{missing[0]}`, and its `{RECORD_NAME}` says that the training saved one. {way_out}"
+        )
+    for name, sha256 in found.items():
+        if sha256 != expected.get(name):
+            named = (
+                f"expected sha256 {expected[name]}, found {sha256}" if name in expected else "which names no such file"
+            )
+            raise ValueError(
+                f"{folder / name} is not of the training that `{RECORD_NAME}` beside it records: {named}. {way_out}"
+            )
+    return record
+
+
+def make_record(
+    trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | list[str] | None = None
+) -> dict[str, Any]:
     """
     The record of a training as it stands: no prompt, no data and no path of a dataset is in it.
 
     Args:
         trainer ([`SBRSFTTrainer`]):
             The trainer.
+        files (`dict[str, str]`):
+            What it has saved, see [`hash_files`].
         tags (`str` or `list[str]`, *optional*):
             Further tags of the card.
     """
@@ -57,8 +133,9 @@ def make_record(trainer: "SBRSFTTrainer", tags: str | list[str] | None = None) -
             "revision": cached_commit(base, (args.model_init_kwargs or {}).get("revision")),
         },
         "peft": _peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
-        "sbr": {"anchor_loss_coef": args.anchor_loss_coef, "anchor_loss_type": args.anchor_loss_type},
+        "sbr": {name: getattr(args, name) for name in PROTECTION_SETTINGS},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
+        "files": files,
         "datasets": [
             {"id": name, "revision": _dataset_revision(trainer.train_dataset, name)}
             for name in trainer.dataset_names
@@ -76,7 +153,12 @@ def make_record(trainer: "SBRSFTTrainer", tags: str | list[str] | None = None) -
 
 def write_record(record: dict[str, Any], folder: Path) -> None:
     """Write a record as `sbr_run.json`."""
-    write_atomically({folder / RECORD_NAME: (json.dumps(record, indent=2) + "\n").encode()})
+    write_atomically({folder / RECORD_NAME: record_to_bytes(record)})
+
+
+def record_to_bytes(record: dict[str, Any]) -> bytes:
+    """The content of `sbr_run.json`."""
+    return (json.dumps(record, indent=2) + "\n").encode()
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -89,12 +171,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there: `trl-sbr sft`, or `SBRSFTTrainer.save_model`, writes it beside an adapter or model."
+            f"{path} is not there: `trl-sbr sft`, or `SBRSFTTrainer.save_model`, writes it last, beside an adapter or model. "
+            "A save that was cut off leaves none: save again."
         )
     try:
         record = json.loads(path.read_bytes())
         record["base_model"]["name_or_path"], record["peft"], record["anchor"], record["datasets"], record["tags"]
-    except (ValueError, TypeError, KeyError) as error:
+        {name: record["sbr"][name] for name in PROTECTION_SETTINGS}
+        record["files"].items()  # those of an earlier release have none
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of a training: {error!r}.") from error
     return record
 

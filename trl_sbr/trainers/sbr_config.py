@@ -37,6 +37,12 @@ class SBRConfig(SFTConfig):
             Whether the aligned model must refuse every anchor prompt. An anchor that it does not refuse would pin the
             harmful answer.
 
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables with which the chat template renders the anchor prompts and the training rows (whose own
+            `chat_template_kwargs` come first), e.g. `{"enable_thinking": False}`. With an anchor, they must be its own.
+            If the template writes the date (`strftime_now`) into the prompts, the moment of the capture is recorded
+            among them and used again; `{"strftime_now": "2026-11-25"}` is another one.
+
         > Parameters that control the loss
 
         anchor_loss_coef (`float`, *optional*, defaults to `50.0`):
@@ -47,6 +53,8 @@ class SBRConfig(SFTConfig):
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
             `"relative"`, `‖h - h_ref‖² / ‖h_ref‖²`, free of the model's scale.
     """
+
+    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["chat_template_kwargs"]
 
     anchor_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub repository of the safety anchor to train with."}
@@ -72,6 +80,13 @@ class SBRConfig(SFTConfig):
     anchor_require_refusal: bool = field(
         default=True, metadata={"help": "Whether the aligned model must refuse every anchor prompt."}
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Variables with which the chat template renders the anchor prompts and the training rows; JSON on the "
+            "command line."
+        },
+    )
     anchor_loss_coef: float = field(
         default=50.0,
         metadata={"help": "Weight of the anchor loss, λ in the paper. 0 is plain, unprotected fine-tuning."},
@@ -90,6 +105,11 @@ class SBRConfig(SFTConfig):
         super().__post_init__()
         if isinstance(self.anchor_prompts, str):  # a file, from YAML
             self.anchor_prompts = [self.anchor_prompts]
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(
+                'Expected `chat_template_kwargs` to be variables of the chat template, e.g. {"enable_thinking": false}, '
+                f"found {self.chat_template_kwargs!r}."
+            )
         if not 0 <= self.anchor_loss_coef < float("inf"):
             raise ValueError(f"Expected a finite `anchor_loss_coef` of at least 0, found {self.anchor_loss_coef}.")
         for name, choices in {

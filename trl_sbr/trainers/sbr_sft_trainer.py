@@ -3,11 +3,13 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, IterableDataset
@@ -15,19 +17,29 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import DataCollator, PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
-from ..anchors.anchor_files import CONFIG_NAME
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
-from ..anchors.prompts import as_messages, find_near_copies, get_tokenizer, resolve_prompts
+from ..anchors.clock import CLOCK, pin_clock
+from ..anchors.prompts import as_messages, find_near_copies, get_chat_template, get_tokenizer, resolve_prompts
 from ..anchors.provenance import PAPER
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.unembedding import has_sharded_weights
-from .interruption import CheckpointOnInterrupt, find_last_checkpoint
-from .run_record import make_record, write_record
+from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_checkpoint
+from .output_folder import (
+    check_holds_no_anchor,
+    check_holds_no_other_weights,
+    check_holds_no_report,
+    check_is_free,
+    lock_folder,
+)
+from .rendering import find_rendering, with_rendering
+from .resuming import check_settings, load_anchor
+from .run_record import hash_files, make_record, subfolder_weights, write_record
 from .sbr_config import SBRConfig
 
 
@@ -109,15 +121,22 @@ class SBRSFTTrainer(SFTTrainer):
                 "arguments. Expected 'end' or 'every_save'."
             )
         _check_rows(train_dataset)
+        check_is_free(Path(args.output_dir), args.should_save)
+        if anchor is None and args.anchor_name_or_path is not None and args.anchor_loss_coef > 0:
+            anchor = self._on_main_process(
+                lambda: SafetyAnchor.from_pretrained(args.anchor_name_or_path, revision=args.anchor_revision)
+            )
+        self._given_anchor, self._rendering = anchor, None
         super().__init__(model, args, data_collator, train_dataset, *trainer_args, **trainer_kwargs)
         _check_rows(self.train_dataset)
         self.dataset_names = []
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
         self.anchor = None
+        self._saved_files = None  # of `output_dir`, with their hashes
         self._in_training_step = False
         if args.anchor_loss_coef == 0:
-            _check_holds_no_anchor(Path(args.output_dir))
+            check_holds_no_anchor(Path(args.output_dir))
             logger.warning("`anchor_loss_coef` is 0: this run is plain fine-tuning and is NOT protected by SBR.")
             return
 
@@ -131,6 +150,7 @@ class SBRSFTTrainer(SFTTrainer):
         is_sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())  # when it was loaded
         self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded
         self._check_states_of_first_step = self._is_placed_by_engine
+        self._render_rows_as_anchors(self.processing_class, args)  # where no dataset was prepared
         self.anchor = self._on_main_process(functools.partial(self._prepare_anchor, anchor))
         if has_sharded_weights(self._unembedding):  # gathering it takes all processes
             self.anchor.check_unembedding(self.model)
@@ -170,10 +190,27 @@ class SBRSFTTrainer(SFTTrainer):
                 "parallelism (DDP, FSDP2, DeepSpeed) instead."
             )
 
-    def _on_main_process(self, function: Callable[[], SafetyAnchor]) -> SafetyAnchor:
+    def _prepare_dataset(self, dataset, processing_class, args, *others, **kwargs):
+        rendering = self._render_rows_as_anchors(processing_class, args)
+        return super()._prepare_dataset(with_rendering(dataset, rendering), processing_class, args, *others, **kwargs)
+
+    def _render_rows_as_anchors(
+        self, processing_class: PreTrainedTokenizerBase | ProcessorMixin, args: SBRConfig
+    ) -> dict[str, Any]:
+        """The variables of the chat template, found out once. The time among them is told to TRL's template too."""
+        if self._rendering is None:
+            self._rendering = self._on_main_process(
+                functools.partial(find_rendering, args, self._given_anchor, processing_class)
+            )
+            if CLOCK in self._rendering:
+                template = self.chat_template or get_chat_template(processing_class)
+                self.chat_template = pin_clock(template, self._rendering[CLOCK])
+        return self._rendering
+
+    def _on_main_process(self, function: Callable[[], Any]) -> Any:
         """Run `function` in one process. The others wait for its result, and fail with it rather than hang."""
         result, error = None, None
-        if self.accelerator.is_main_process:
+        if PartialState().is_main_process:
             try:
                 result = function()
             except Exception as caught:  # raised below, when the others know
@@ -182,15 +219,13 @@ class SBRSFTTrainer(SFTTrainer):
         if error is not None:
             raise error
         if failure is not None:
-            raise ValueError(f"The main process could not prepare the safety anchor: {failure}")
+            raise ValueError(f"The main process could not go on: {failure}")
         return result
 
     def _prepare_anchor(self, anchor: SafetyAnchor | None) -> SafetyAnchor:
         """Load or capture the anchor on the aligned model, before a checkpoint can be loaded over it."""
         args = self.args
         prompts = resolve_prompts(args.anchor_prompts)
-        if anchor is None and args.anchor_name_or_path is not None:
-            anchor = SafetyAnchor.from_pretrained(args.anchor_name_or_path, revision=args.anchor_revision)
         if anchor is not None and prompts is not None and [as_messages(p) for p in prompts] != anchor.prompts:
             raise ValueError(
                 f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
@@ -222,6 +257,7 @@ class SBRSFTTrainer(SFTTrainer):
                     self.model,
                     self.processing_class,
                     prompts,
+                    chat_template_kwargs=self._rendering,
                     require_refusal=args.anchor_require_refusal,
                     reference=args.anchor_reference,
                 )
@@ -331,61 +367,88 @@ class SBRSFTTrainer(SFTTrainer):
             logs["task_loss"] = logs["loss"] - self.args.anchor_loss_coef * sum(anchor_losses) / len(anchor_losses)
         super().log(logs, start_time)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any):
         """
-        Train, see [`~transformers.Trainer.train`]. A checkpoint is resumed with the anchor that it carries.
+        Train, see [`~transformers.Trainer.train`]. A checkpoint is resumed with the anchor that it carries, and with the λ,
+        the loss and the reference that it was trained with.
 
         Raises:
-            ValueError: If the checkpoint carries no anchor, or another one than this trainer's; or if there is none.
-            FileExistsError: If the report of an earlier run's evaluation lies in `output_dir`.
+            ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
+                another λ, loss or reference; if it is not whole; or if there is none.
+            OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run lie there.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
-        _check_holds_no_report(Path(self.args.output_dir))
-        if isinstance(resume_from_checkpoint, str) and self.anchor is not None:
-            self._resume_anchor(resume_from_checkpoint)
-        # Under several processes a signal reaches each at another step, and stopping one would hang the others
-        alone = self.accelerator.num_processes == 1
-        with self._on_interrupt if alone else contextlib.nullcontext():
-            output = super().train(resume_from_checkpoint, **kwargs)
+        output_dir = Path(self.args.output_dir)
+        self._saved_files = None  # they are of the weights as they were
+        check_holds_no_report(output_dir)
+        check_holds_no_other_weights(output_dir, isinstance(self.model, PeftModel))
+        with lock_folder(output_dir, self.args.should_save):
+            if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
+                resume_from_checkpoint = self._resume(resume_from_checkpoint)
+            # Under several processes a signal reaches each at another step, and stopping one would hang the others
+            alone = self.accelerator.num_processes == 1
+            with self._on_interrupt if alone else contextlib.nullcontext():
+                output = super().train(resume_from_checkpoint, **kwargs)
         if self._on_interrupt.requested:
             raise KeyboardInterrupt
         return output
 
-    def _resume_anchor(self, checkpoint: str) -> None:
-        try:
-            saved = SafetyAnchor.from_pretrained(checkpoint)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"The checkpoint {checkpoint} carries no safety anchor: it was trained without protection. Resume it "
-                "with `anchor_loss_coef=0`, or start from the aligned model."
-            ) from error
-        if saved.input_ids != self.anchor.input_ids:
-            difference = f"its prompts are {saved.questions}, this run's {self.anchor.questions}"
-        else:
-            error = self.anchor.relative_errors(saved.hidden_states).max().item()
-            tolerance = self.anchor.tolerance_to(saved)
-            if error <= tolerance:
-                if saved.config.tensor_sha256 != self.anchor.config.tensor_sha256:
-                    self.anchor = saved
-                self._reference_states = saved.hidden_states.to(self.accelerator.device)
-                self._check_states_of_first_step = False  # the first run did; a fully trained model has moved since
-                return
-            difference = f"their states differ by {error:.2e} relative, expected at most {tolerance:.0e}"
-        raise ValueError(
-            f"The checkpoint {checkpoint} was trained with another safety anchor: {difference}. Resume with the aligned "
-            f"model `{saved.config.model_name_or_path}` and the checkpoint's anchor (`anchor_name_or_path`)."
-        )
+    def _resume(self, resume_from_checkpoint: str | os.PathLike | bool) -> str:
+        """Check a checkpoint, or find the last one, and take over its anchor. Returns its folder."""
+
+        def check() -> tuple[str, SafetyAnchor | None]:
+            if resume_from_checkpoint is True:
+                checkpoint = Path(find_last_checkpoint(self.args.output_dir))
+            else:
+                checkpoint = Path(resume_from_checkpoint)
+                try:
+                    check_checkpoint(checkpoint)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"The checkpoint {checkpoint} cannot be resumed: {error}") from error
+            if self.anchor is None:
+                check_settings(checkpoint, self.args)
+                return str(checkpoint), None
+            saved = load_anchor(checkpoint, self.anchor, get_tokenizer(self.processing_class))
+            check_settings(checkpoint, self.args)
+            return str(checkpoint), saved
+
+        checkpoint, saved = self._on_main_process(check)
+        if saved is not None:
+            if saved.config != self.anchor.config:
+                self.anchor = saved
+            self._reference_states = saved.hidden_states.to(self.accelerator.device)
+            self._check_states_of_first_step = False  # the first run did; a fully trained model has moved since
+        return checkpoint
+
+    def _save_checkpoint(self, model, trial):
+        # A checkpoint of this step may lie there: until the new one is whole, there is none
+        checkpoint = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model or adapter, and beside it the anchor that it was trained with, the run's record and a card."""
+        """
+        Save the model or adapter; beside it the anchor that it was trained with and a card; and last of all the run's
+        record, which names their hashes: what a save that was cut off leaves is found out by it.
+
+        Raises:
+            OSError: If the folder holds what would pass for this run's, or another run is on in it.
+        """
         folder = Path(output_dir or self.args.output_dir)
-        if self.anchor is not None and self.args.should_save:
-            self.anchor.save_pretrained(folder, overwrite=True)
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            self._describe_run(folder)  # over the card that PEFT has written
+        check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
+        if self.anchor is None:
+            check_holds_no_anchor(folder)
+        with lock_folder(folder, self.args.should_save):
+            super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                if self.anchor is not None:
+                    self.anchor.save_pretrained(folder, overwrite=True)
+                adapters = self.model.peft_config if isinstance(self.model, PeftModel) else ()
+                files = hash_files(folder, subfolder_weights(adapters))
+                if folder == Path(self.args.output_dir):
+                    self._saved_files = files
+                self._describe_run(folder, files)  # over the card that PEFT has written
 
     def create_model_card(
         self,
@@ -407,16 +470,18 @@ class SBRSFTTrainer(SFTTrainer):
         if dataset_name is not None and dataset_name not in self.dataset_names:
             self.dataset_names.append(dataset_name)
         if self.is_world_process_zero():
-            self._describe_run(Path(self.args.output_dir), tags)
+            self._describe_run(Path(self.args.output_dir), self._saved_files, tags)
 
-    def _describe_run(self, folder: Path, tags: str | list[str] | None = None) -> None:
+    def _describe_run(self, folder: Path, files: dict[str, str] | None, tags: str | list[str] | None = None) -> None:
+        """Write the card, and the record if this run has saved `files` there: it vouches for no other's."""
         from ..hub.folder import write_card
 
         folder.mkdir(parents=True, exist_ok=True)
-        record = make_record(self, tags)
-        write_record(record, folder)
+        record = make_record(self, files or {}, tags)
         repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
         write_card(folder, repo_id, record, self.anchor and self.anchor.config)
+        if files is not None:
+            write_record(record, folder)
 
     def push_to_hub(
         self,
@@ -485,27 +550,6 @@ def _keep_four_bit_weights_differentiable(model: torch.nn.Module) -> None:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
         layer.state_dict()  # unpacks
-
-
-def _check_holds_no_anchor(output_dir: Path) -> None:
-    """An unprotected model must not come to lie beside the anchor of an earlier run, as if it were protected."""
-    for config in [output_dir / CONFIG_NAME, *output_dir.glob(f"checkpoint-*/{CONFIG_NAME}")]:
-        if config.exists():
-            raise FileExistsError(
-                f"Found the safety anchor of a protected run in {config.parent}, and `anchor_loss_coef` is 0: what this "
-                "run saves there would look protected. Choose another `output_dir`."
-            )
-
-
-def _check_holds_no_report(output_dir: Path) -> None:
-    """The figures of an earlier model must not come to lie beside another one."""
-    from ..hub.cards import REPORT_NAME
-
-    if (output_dir / REPORT_NAME).exists():
-        raise FileExistsError(
-            f"Found the evaluation of an earlier run, `{REPORT_NAME}`, in {output_dir}: it would stand in the card of the "
-            "model that this run saves there. Move it elsewhere, or choose another `output_dir`."
-        )
 
 
 def _check_rows(dataset: Dataset | IterableDataset | None) -> None:
