@@ -44,7 +44,6 @@ class BottleneckGuard(TrainerCallback):
         self._dtype = _dtype(self.unembedding)
         # Where FSDP loads the weights in the main process alone, the others have none yet
         self._sha256 = broadcast_object_list([_sha256_if_loaded(model)])[0]
-        self._tensors = _tensors(self.unembedding)
         self._term_added = False
         check_nothing_shares_its_memory(model, self.unembedding)
 
@@ -58,6 +57,7 @@ class BottleneckGuard(TrainerCallback):
         if self._is_placed_by_engine and torch.finfo(dtype).bits < torch.finfo(self._dtype).bits:
             self._dtype, self._sha256 = dtype, unembedding_sha256(self._model)  # DeepSpeed has rounded the weights
         self._check_bits()  # after a checkpoint has been loaded
+        self._tensors = _tensors(self.unembedding)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if not self._term_added:
@@ -82,6 +82,15 @@ class BottleneckGuard(TrainerCallback):
         Raises:
             RuntimeError: If the model, its unembedding, the anchor or its weight is not that of the beginning.
         """
+        self._check_identity(model, args, anchor)
+        # FSDP2 puts one object in the place of the other
+        if not self._is_placed_by_engine and _tensors(self.unembedding) != self._tensors:
+            raise RuntimeError(
+                "Found other weights in the unembedding than when the training began: they were replaced since. Leave them alone, "
+                "or build another trainer."
+            )
+
+    def _check_identity(self, model: nn.Module, args: SBRConfig, anchor: SafetyAnchor | None) -> None:
         if _settings(args) != self._settings:
             raise RuntimeError(
                 f"Found {_settings(args)}, expected {self._settings} as when the trainer was built. Build another trainer for "
@@ -108,23 +117,18 @@ class BottleneckGuard(TrainerCallback):
                 "Found the unembedding unfrozen since the trainer was built: trained, it opens a way round the anchored hidden "
                 "states. Leave it frozen."
             )
-        if not self._is_placed_by_engine and _tensors(found) != self._tensors:
-            raise RuntimeError(
-                "Found other weights in the unembedding than when the trainer was built: they were replaced since. Leave them "
-                "alone, or build another trainer."
-            )
         check_nothing_shares_its_memory(model, found)
 
     def check_save(self, model: nn.Module, args: SBRConfig, anchor: SafetyAnchor | None) -> None:
         """
-        Check what is about to be saved: all that [`BottleneckGuard.check_step`] does, the bits of the unembedding, and that
-        the trained weights are finite.
+        Check what is about to be saved: that it is the same model, held by the same anchor, that the unembedding has its bits,
+        and that the trained weights are finite.
 
         Raises:
             RuntimeError: If it is not what the anchor holds.
             FloatingPointError: If a weight is NaN or infinite.
         """
-        self.check_step(model, args, anchor)
+        self._check_identity(model, args, anchor)
         self._check_bits()
         not_finite = _not_finite(model)
         if self._is_placed_by_engine:  # each process holds a part, and all end with the one that finds it
