@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.tiny import build_model, build_tokenizer
 from tests.trainers.test_gradient import PROMPTS, drifted_lora_model
-from trl_sbr.anchors.bottleneck import final_hidden_states, get_unembedding, pad_right
+from trl_sbr.anchors.bottleneck import final_hidden_states, freeze_unembedding, get_unembedding, pad_right
 from trl_sbr.anchors.prompts import encode_prompts
 from trl_sbr.anchors.unembedding import has_sharded_weights, unembedding_sha256
 
@@ -28,6 +28,7 @@ def anchor_states(model, batch):
 def check(build, base_model, layers) -> None:
     batch = pad_right(encode_prompts(build_tokenizer(), PROMPTS), "cpu")
     whole = build()
+    freeze_unembedding(whole)
     sharded = copy.deepcopy(whole)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in layers(base_model(sharded)):

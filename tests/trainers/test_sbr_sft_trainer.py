@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def make_trainer(output_dir, model, cls=SBRSFTTrainer, config=SBRConfig, **kwargs):
-    names = ("anchor", "peft_config", "train_dataset", "eval_dataset", "callbacks", "processing_class")
+    names = ("anchor", "peft_config", "train_dataset", "eval_dataset", "callbacks", "optimizers", "processing_class")
     arguments = {name: kwargs.pop(name) for name in names if name in kwargs}
     arguments.setdefault("train_dataset", Dataset.from_list(conversation_rows(8)))
     arguments.setdefault("processing_class", build_tokenizer())

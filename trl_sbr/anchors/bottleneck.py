@@ -9,17 +9,20 @@ positions of contexts (the last prompt token, if none are named), and says wheth
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from os.path import commonprefix
 
 import torch
+from accelerate.utils import is_compiled_module
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import PreTrainedModel
 
 from .adapters import base_tensors
+from .supported import check_model_is_supported
 
 
 def get_unembedding(model: nn.Module) -> nn.Module:
@@ -34,8 +37,9 @@ def get_unembedding(model: nn.Module) -> nn.Module:
         `torch.nn.Module`: The module that maps the final hidden states to the logits.
 
     Raises:
-        ValueError: If the model has none, and so has no bottleneck to guard.
+        ValueError: If the model has none, or is of a kind that cannot be held.
     """
+    check_model_is_supported(model)
     unembedding = model.get_output_embeddings()
     if unembedding is None:
         raise ValueError(
@@ -177,6 +181,8 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
 
     Raises:
         RuntimeError: If the model's forward does not pass through `unembedding`.
+        ValueError: If a parameter that is trained acts on the logits behind the states, where no anchor can hold it. Only
+            where gradients are enabled.
     """
     states = []
 
@@ -187,18 +193,52 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
 
     was_training = unembedding.training  # DeepSpeed's engine does not keep the mode of its own
     model.eval()
+    # A compiled model runs as it was written: a graph compiled without the hook, or with it, would be taken again
+    as_written = torch.compiler.set_stance("force_eager") if _is_compiled(model) else nullcontext()
     try:
-        with _unembedding_input(unembedding, keep_points):
-            model(**batch.inputs, use_cache=False)
+        with _unembedding_input(unembedding, keep_points), as_written:
+            logits = model(**batch.inputs, use_cache=False, **_without_router_loss(model)).logits
     finally:
         model.train(was_training)
     if len(states) != 1:
         raise RuntimeError(
             f"Expected the forward of `{type(model).__name__}` to call its unembedding (`get_output_embeddings()`) "
-            f"once, found {len(states)} calls. The final hidden state of this model cannot be anchored; if the model "
-            "is compiled, train it with `torch_compile=False`."
+            f"once, found {len(states)} calls. The final hidden state of this model cannot be anchored."
         )
+    _check_nothing_is_trained_behind(model, states[0], logits)
     return states[0].float()
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(is_compiled_module(m) or m._compiled_call_impl is not None for m in model.modules())
+
+
+def _without_router_loss(model: nn.Module) -> dict[str, bool]:
+    """The load-balancing loss of a mixture of experts is the batch's alone, and takes no mask of a shared row."""
+    config = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).config.get_text_config()
+    return {"output_router_logits": False} if hasattr(config, "output_router_logits") else {}
+
+
+def _check_nothing_is_trained_behind(model: nn.Module, states: torch.Tensor, logits: torch.Tensor) -> None:
+    """Walk the logits' graph back to the states: no leaf may be met on the way."""
+    seen, queue, found = {states.grad_fn}, [logits.grad_fn], []
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        queue += [following for following, _ in node.next_functions]
+    if found:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        found = sorted(names.get(id(leaf), f"one of shape {tuple(leaf.shape)}") for leaf in found)
+        listing = ", ".join(f"`{name}`" for name in found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+        raise ValueError(
+            f"Found parameters that act on the logits behind the anchored hidden states, or round them, and are trained: "
+            f"{listing}. They open a way round the anchors: freeze them, with `requires_grad_(False)`, and train those below "
+            "the unembedding alone."
+        )
 
 
 @torch.no_grad()
@@ -233,7 +273,8 @@ def lay_out(
         return padded
     # A sliding window shorter than the row, or positions counted from the mask, show in the states
     packed, unembedding = share_prefix(input_ids, model.device, positions), get_unembedding(model)
-    expected, found = (final_hidden_states(wrapped or model, unembedding, batch) for batch in (padded, packed))
+    wrapped = model if wrapped is None else wrapped
+    expected, found = (final_hidden_states(wrapped, unembedding, batch) for batch in (padded, packed))
     return packed if relative_errors(found, expected).max() <= tolerance else padded
 
 

@@ -4,8 +4,13 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
+
+
+# Next to the task's gradient nothing of a smaller one survives the rounding of float32
+_MIN_COEF = torch.finfo(torch.float32).eps ** 2
 
 
 @dataclass
@@ -47,7 +52,7 @@ class SBRConfig(SFTConfig):
 
         anchor_loss_coef (`float`, *optional*, defaults to `50.0`):
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995). `0.0` is plain
-            supervised fine-tuning: nothing is captured, checked or frozen.
+            supervised fine-tuning: nothing is captured, checked or frozen. One so small that it does nothing is an error.
         anchor_loss_type (`str`, *optional*, defaults to `"mse"`):
             Distance `d(h, h_ref)` of which the mean over the anchors is taken: `"mse"`, `‖h - h_ref‖²` averaged over
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
@@ -112,6 +117,11 @@ class SBRConfig(SFTConfig):
             )
         if not 0 <= self.anchor_loss_coef < float("inf"):
             raise ValueError(f"Expected a finite `anchor_loss_coef` of at least 0, found {self.anchor_loss_coef}.")
+        if 0 < self.anchor_loss_coef < _MIN_COEF:
+            raise ValueError(
+                f"Found `anchor_loss_coef={self.anchor_loss_coef}`, which does nothing in float32. Expected 0, which is plain "
+                f"fine-tuning, or at least {_MIN_COEF:.0e}; the paper's is 50."
+            )
         for name, choices in {
             "anchor_loss_type": ("mse", "sum", "relative"),
             "anchor_reference": ("base", "current"),
@@ -124,7 +134,8 @@ class SBRConfig(SFTConfig):
     @classmethod
     def from_training_arguments(cls, args: TrainingArguments) -> "SBRConfig":
         """
-        Convert [`~trl.SFTConfig`] or [`~transformers.TrainingArguments`], with the defaults for all that they lack.
+        Convert [`~trl.SFTConfig`], [`~transformers.TrainingArguments`] or a class derived from them, with the defaults for all
+        that they lack. Fields of a derived class are kept as attributes.
 
         Args:
             args ([`~transformers.TrainingArguments`]):
@@ -137,4 +148,8 @@ class SBRConfig(SFTConfig):
             return args
         # Not `to_dict`, which masks every field whose name ends in `_token`
         values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
-        return cls(**values)
+        known = {f.name for f in fields(cls)}
+        converted = cls(**{name: value for name, value in values.items() if name in known})
+        for name in values.keys() - known:
+            setattr(converted, name, values[name])
+        return converted

@@ -14,7 +14,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, HfApi
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
@@ -23,13 +23,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
-from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
+from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding
 from ..anchors.clock import CLOCK, pin_clock
 from ..anchors.prompts import as_messages, find_near_copies, get_chat_template, get_tokenizer, resolve_prompts
 from ..anchors.provenance import PAPER
 from ..anchors.safety_anchor import SafetyAnchor
+from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
 from ..anchors.unembedding import has_sharded_weights
+from .guard import BottleneckGuard, check_is_finite
 from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_checkpoint
+from .layout import check_layout, lay_out_for_training
 from .output_folder import (
     check_holds_no_anchor,
     check_holds_no_other_weights,
@@ -113,6 +116,8 @@ class SBRSFTTrainer(SFTTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = SBRConfig(f"{name.split('/')[-1]}-SBR")
         args = SBRConfig.from_training_arguments(args)
+        if args.anchor_loss_coef != 0:
+            _check_kind(model, args, (*trainer_args, *trainer_kwargs.values()))
         if anchor is not None and args.anchor_name_or_path is not None:
             raise ValueError("Found both the argument `anchor` and `anchor_name_or_path`. Give one anchor.")
         if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -132,7 +137,7 @@ class SBRSFTTrainer(SFTTrainer):
         self.dataset_names = []
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
-        self.anchor = None
+        self.anchor, self._guard = None, None
         self._saved_files = None  # of `output_dir`, with their hashes
         self._in_training_step = False
         if args.anchor_loss_coef == 0:
@@ -145,18 +150,24 @@ class SBRSFTTrainer(SFTTrainer):
         tied = freeze_unembedding(self.model)
         if tied and not isinstance(self.model, PeftModel):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
-        self._unembedding = get_unembedding(self.model)
         # FSDP and DeepSpeed place, and shard, the model when training starts: its states are checked then
         is_sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())  # when it was loaded
         self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded
         self._check_states_of_first_step = self._is_placed_by_engine
+        self._guard = BottleneckGuard(self.model, args, self._is_placed_by_engine)
+        self.add_callback(self._guard)
         self._render_rows_as_anchors(self.processing_class, args)  # where no dataset was prepared
-        self.anchor = self._on_main_process(functools.partial(self._prepare_anchor, anchor))
-        if has_sharded_weights(self._unembedding):  # gathering it takes all processes
+        self._hold(self._on_main_process(functools.partial(self._prepare_anchor, anchor)))
+        if has_sharded_weights(self._guard.unembedding):  # gathering it takes all processes
             self.anchor.check_unembedding(self.model)
         self._anchor_batch: PromptBatch | None = None
-        self._reference_states = self.anchor.hidden_states.to(self.accelerator.device)
         self._warn_of_anchors_in_training_data()
+
+    def _hold(self, anchor: SafetyAnchor) -> None:
+        """Train with this anchor from now on."""
+        self.anchor = anchor
+        self._reference_states = anchor.hidden_states.to(self.accelerator.device, copy=True)
+        self._guard.hold(anchor)
 
     @property
     def interrupted(self) -> bool:
@@ -177,6 +188,12 @@ class SBRSFTTrainer(SFTTrainer):
                         f"Found `init_lora_weights={init!r}`, which changes the base weights: with the adapter "
                         "disabled the model is not the aligned one. Set `anchor_reference='current'`, or use one of "
                         f"{_NEUTRAL_LORA_INITS}."
+                    )
+                replication = getattr(config, "layer_replication", None)
+                if self.args.anchor_reference == "base" and replication is not None:
+                    raise ValueError(
+                        f"Found `layer_replication={replication}`, whose layers stay when the adapter is disabled: the model "
+                        "is not the aligned one then. Set `anchor_reference='current'`, or use LoRA without it."
                     )
         if self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
             raise ValueError(
@@ -243,7 +260,7 @@ class SBRSFTTrainer(SFTTrainer):
                     "capture on it. Capture it before, with `trl-sbr anchor`, and set `anchor_name_or_path`."
                 )
             anchor.check_compatible(self.model, self.processing_class)
-            if not has_sharded_weights(self._unembedding):
+            if not has_sharded_weights(self._guard.unembedding):
                 anchor.check_unembedding(self.model)
             if args.anchor_require_refusal:
                 logger.warning(
@@ -311,6 +328,7 @@ class SBRSFTTrainer(SFTTrainer):
         Add the gradient of the anchor term to that of the batch, as one more micro-batch before the last: what its
         backward needs is freed before the last one's forward.
         """
+        self._guard.check_step(self.model, self.args, self.anchor)
         self.optimizer.train()  # `Trainer` does so only afterwards; the weights of schedule-free optimizers depend on it
         if self._check_states_of_first_step:
             self._check_states_of_first_step = False
@@ -318,12 +336,19 @@ class SBRSFTTrainer(SFTTrainer):
                 states = self._anchor_states(model)
             with self.accelerator.autocast():
                 self.anchor.check_states(states, self.model)
-        term = self.args.anchor_loss_coef * self._anchor_loss(model, mode="train")
+        loss = self._anchor_loss(model, mode="train")
+        term = self.args.anchor_loss_coef * loss
+        check_is_finite("the anchor term", term.item())
+        if term == 0 and loss > 0:
+            raise FloatingPointError(
+                f"Found an anchor term of 0 at an anchor loss of {loss.item():.1e}: `anchor_loss_coef` is "
+                f"{self.args.anchor_loss_coef}, with which the term is too small for float32 and does nothing. Set a larger one."
+            )
         is_ddp = isinstance(model, DistributedDataParallel)
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.accelerator.gradient_state._set_sync_gradients(False)  # DeepSpeed would step after this backward
         try:
-            with model.no_sync() if is_ddp else contextlib.nullcontext():
+            with self._guard.anchor_step(), model.no_sync() if is_ddp else contextlib.nullcontext():
                 self.accelerator.backward(term, **({"scale_wrt_gas": False} if is_deepspeed else {}))
         finally:
             self.accelerator.gradient_state._set_sync_gradients(True)
@@ -345,16 +370,33 @@ class SBRSFTTrainer(SFTTrainer):
     def _anchor_states(self, model: torch.nn.Module) -> torch.Tensor:
         if self._anchor_batch is None:  # not before: FSDP and DeepSpeed place the model when training starts
             with self.accelerator.autocast():
-                self._anchor_batch = self.anchor.lay_out(self.model, model)
-        return final_hidden_states(model, self._unembedding, self._anchor_batch)
+                self._anchor_batch = lay_out_for_training(self.anchor, self.model, model)
+        return final_hidden_states(model, self._guard.unembedding, self._anchor_batch)
 
     def _anchor_loss(self, model: torch.nn.Module, mode: str) -> torch.Tensor:
         states = self._anchor_states(model)
         loss = self.anchor_distances(states).mean()
         cosine = torch.cosine_similarity(states.detach(), self._reference_states, dim=-1).mean()
+        check_is_finite("an anchor loss", loss.item())
         self._metrics[mode]["anchor_loss"].append(loss.item())
         self._metrics[mode]["anchor_cosine"].append(cosine.item())
         return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Under float16 a step whose gradients overflow is left out, and the loss scaled less
+        if self.anchor is not None and norm is not None and not self.args.fp16:
+            check_is_finite("a gradient norm", float(norm))
+        return norm
+
+    def _check_save(self) -> None:
+        """What is saved as held is held, or it is an error."""
+        self._guard.check_save(self.model, self.args, self.anchor)
+        if self._anchor_batch is not None:  # a step was trained
+            # DDP would wait for other processes, and nobody has to save in all of them
+            model = self.model_wrapped if self._is_placed_by_engine else self.model
+            with self.accelerator.autocast():
+                check_layout(self.anchor, self.model, model, self._anchor_batch)
 
     def evaluation_loop(self, *args, **kwargs):
         for name in ("anchor_loss", "anchor_cosine"):
@@ -414,9 +456,7 @@ class SBRSFTTrainer(SFTTrainer):
 
         checkpoint, saved = self._on_main_process(check)
         if saved is not None:
-            if saved.config != self.anchor.config:
-                self.anchor = saved
-            self._reference_states = saved.hidden_states.to(self.accelerator.device)
+            self._hold(self.anchor if saved.config == self.anchor.config else saved)
             self._check_states_of_first_step = False  # the first run did; a fully trained model has moved since
         return checkpoint
 
@@ -436,6 +476,8 @@ class SBRSFTTrainer(SFTTrainer):
             OSError: If the folder holds what would pass for this run's, or another run is on in it.
         """
         folder = Path(output_dir or self.args.output_dir)
+        if self._guard is not None:
+            self._check_save()
         check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
         if self.anchor is None:
             check_holds_no_anchor(folder)
@@ -539,6 +581,18 @@ class SBRSFTTrainer(SFTTrainer):
             self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
         except (OSError, ValueError) as error:
             logger.warning(f"{error}\nThe training goes on.")
+
+
+def _check_kind(model: Any, args: SBRConfig, others: tuple) -> None:
+    """Models and adapters that cannot be held, before `SFTTrainer` stumbles over them. `others` may hold an adapter's."""
+    if isinstance(model, str):
+        revision = (args.model_init_kwargs or {}).get("revision")
+        check_model_name_is_supported(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    else:
+        check_model_is_supported(model)
+    for config in others:
+        if isinstance(config, PeftConfig):
+            check_adapter_is_supported(config)
 
 
 def _keep_four_bit_weights_differentiable(model: torch.nn.Module) -> None:
