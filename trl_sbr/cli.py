@@ -9,11 +9,9 @@ Nothing heavy is imported here, so that `trl-sbr --help` answers at once.
 
 import difflib
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from trl_sbr import __version__
 
@@ -85,6 +83,8 @@ def run(command: Callable[[list[str]], int | None], argv: list[str]) -> int:
         `int`:
             The exit code, as [`main`] returns it.
     """
+    import logging
+
     # PEFT imports bitsandbytes wherever it is installed, which then asks for a kernel that few of our users need
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
         lambda record: "from kernels-community" not in record.getMessage()
@@ -110,12 +110,14 @@ def _error(message: str) -> int:
 def _is_first_to_fail() -> bool:
     """Of the processes that `accelerate launch` started on a machine, one says what all of them ran into."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # .../RANK/error.json, in a folder of this run
-    if error_file is None or not Path(error_file).parents[1].is_dir():
+    if error_file is None:
         return True
     try:
-        Path(error_file).parents[1].joinpath("trl_sbr_failed").touch(exist_ok=False)
+        open(os.path.join(os.path.dirname(error_file), os.pardir, "trl_sbr_failed"), "x").close()
     except FileExistsError:
         return False
+    except OSError:  # no such folder: rather twice than never
+        pass
     return True
 
 

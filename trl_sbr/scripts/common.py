@@ -65,7 +65,7 @@ def parse_strictly(
     namespace, unknown = parser.parse_known_args(flags)
     if unknown:
         raise unknown_flags(unknown, known, command)
-    given = config.keys() | {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags}
+    given = config.keys() | {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag[:1] == "-"}
     parser.set_defaults_with_config(**choose_device(namespace, given))
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
@@ -179,7 +179,8 @@ def choose_device(namespace: argparse.Namespace, given: set[str]) -> dict[str, b
             return {}  # asked for what takes a GPU: TRL's error says so
         settings = {"use_cpu": True, "bf16": bool(namespace.bf16)}
     if not launched_on_cpu and os.environ.get("RANK", "0") == "0":
-        print("No GPU was found: running on the CPU.")
+        as_with = " ".join(f"--{key} {str(value).lower()}" for key, value in settings.items())
+        print(f"No GPU was found: running on the CPU{f', as with `{as_with}`' if settings else ''}.")
     return settings
 
 

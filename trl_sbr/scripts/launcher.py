@@ -55,7 +55,7 @@ def launch_if_asked(dataclass_types: tuple, command: str, description: str, argv
     parser.set_defaults_with_config(**{key: value for key, value in config.items() if key in known})
     namespace, flags = parser.parse_known_args(flags)
     config = {key: value for key, value in config.items() if key not in known}
-    if "WORLD_SIZE" in os.environ or not (config or flags or is_launched_by_default(namespace)):
+    if "LOCAL_RANK" in os.environ or not (config or flags or is_launched_by_default(namespace)):
         return run(argv)
 
     options = launcher_options()
