@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -29,6 +30,22 @@ class TestHelp:
             main([name, "--help"])
         assert error.value.code == 0
         assert capsys.readouterr().out.startswith(f"usage: trl-sbr {name}")
+
+    @pytest.mark.parametrize(
+        ("name", "there", "not_there"),
+        [
+            ("sft", {"anchor_loss_coef", "lora_r", "learning_rate", "bf16"}, {"verify", "judge"}),
+            ("anchor", {"verify", "anchor_prompts", "dtype", "load_in_4bit"}, {"lora_r", "learning_rate", "packing"}),
+            ("evaluate", {"judge", "prompts", "dtype", "load_in_4bit"}, {"lora_r", "use_peft", "use_dora", "bf16"}),
+        ],
+    )
+    def test_shows_what_the_command_takes(self, name, there, not_there, capsys):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        output = capsys.readouterr().out
+        shown = {word.strip(",").removeprefix("--") for word in output.split() if word.startswith("--")}
+        assert there <= shown
+        assert not not_there & shown
 
     @pytest.mark.parametrize("line", ["import trl_sbr", "from trl_sbr.cli import main; main(['--help'])"])
     def test_imports_nothing_heavy(self, line):
@@ -61,6 +78,20 @@ class TestErrors:
         monkeypatch.setenv("TRL_SBR_DEBUG", "1")
         with pytest.raises(ValueError, match="is not a recipe"):
             main(["recipes", "show", "smollm2"])
+
+
+class TestSilence:
+    """bitsandbytes, which PEFT imports wherever it is installed, advertises a kernel."""
+
+    @pytest.mark.parametrize("argv", [["sft", "--help"], ["anchor", "--help"], ["recipes"]])
+    def test_nothing_on_stderr(self, argv):
+        command = [sys.executable, "-m", "trl_sbr.cli", *argv]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
+
+    def test_its_other_warnings_are_heard(self, caplog):
+        main(["recipes"])
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("another")
+        assert "another" in caplog.text
 
 
 class TestRecipes:

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
 from trl_sbr import __version__
 
@@ -36,7 +37,7 @@ options:
   --help    this text; `trl-sbr COMMAND --help` for a command's own
   --version
 
-On several GPUs: accelerate launch -m trl_sbr.scripts.COMMAND ...
+On several GPUs: trl-sbr sft --num_processes 4 ..., or accelerate launch -m trl_sbr.scripts.COMMAND ...
 An error is printed without its traceback; TRL_SBR_DEBUG=1 shows that too."""
 
 
@@ -65,8 +66,31 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}."
         return _error(f"`{name}` is not a command of trl-sbr: {hint}")
+    return run(lambda rest: importlib.import_module(f"trl_sbr.scripts.{name}").main(rest), rest)
+
+
+def run(command: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    """
+    Runs what a command does, and prints an error as one line.
+
+    Args:
+        command (`Callable[[list[str]], int | None]`):
+            What to run.
+        argv (`list[str]`):
+            Its arguments.
+
+    Returns:
+        `int`:
+            The exit code, as [`main`] returns it.
+    """
+    import logging
+
+    # PEFT imports bitsandbytes wherever it is installed, which then asks for a kernel that few of our users need
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+        lambda record: "from kernels-community" not in record.getMessage()
+    )
     try:
-        return importlib.import_module(f"trl_sbr.scripts.{name}").main(rest) or 0
+        return command(argv) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -78,8 +102,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _error(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    if _is_first_to_fail():
+        print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _is_first_to_fail() -> bool:
+    """Of the processes that `accelerate launch` started on a machine, one says what all of them ran into."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # .../RANK/error.json, in a folder of this run
+    if error_file is None:
+        return True
+    try:
+        open(os.path.join(os.path.dirname(error_file), os.pardir, "trl_sbr_failed"), "x").close()
+    except FileExistsError:
+        return False
+    except OSError:  # no such folder: rather twice than never
+        pass
+    return True
 
 
 if __name__ == "__main__":

@@ -51,6 +51,16 @@ class TestResolveModels:
         expected = [ModelEntry("adapter", base, "main", AdapterFiles(adapter))]
         assert resolve(adapter) == resolve(compare=[adapter]) == expected
 
+    def test_path_with_an_equals_sign(self, adapter, base, tmp_path, monkeypatch):
+        path = tmp_path / "runs" / "lr=1e-4,seed=0"
+        shutil.copytree(adapter, path)
+        monkeypatch.chdir(tmp_path)
+        text = "runs/lr=1e-4,seed=0"
+        assert resolve(compare=[f"sbr={text}", text]) == [
+            ModelEntry("sbr", base, "main", text),
+            ModelEntry("lr=1e-4,seed=0", base, "main", text),
+        ]
+
     def test_base_that_was_moved(self, base, adapter, tmp_path):
         shutil.move(base, tmp_path / "elsewhere" / "Base")
         moved = str(tmp_path / "elsewhere" / "Base")

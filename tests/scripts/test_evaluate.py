@@ -290,6 +290,9 @@ class TestErrors:
         ("flags", "message"),
         [
             (["--promts", "demo"], "`--promts` (did you mean `--prompts`"),
+            (["--lora_r", "8"], "Unknown argument: `--lora_r`"),
+            (["--num_processes", "2"], "Unknown argument: `--num_processes`"),
+            (["--load_in_4bit", "true", "--load_in_8bit", "true"], "Both `load_in_4bit` and `load_in_8bit`"),
             (["--prompts", "strongrejekt"], "Did you mean `strongreject`?"),
             (["--tasks", "sst3"], "`sst3` is no task. Did you mean `sst2`?"),
             (["--judge", "lexicle"], "`lexicle` is no judge. There are `lexical`"),

@@ -89,7 +89,9 @@ def resolve_models(
     elif model_name_or_path is not None:
         entries.append(ModelEntry(_name_of(model_name_or_path), model_name_or_path, revision))
     for text in compare:
-        name, _, path = text.rpartition("=")
+        name, equals, path = text.partition("=")  # the first: a path may hold more
+        if not equals or Path(text).exists():
+            name, path = "", text
         entries.append(_resolve(name or _name_of(path), path, *base))
     if not entries:
         raise ValueError("No model: give `model_name_or_path`, a folder or the name of a model on the Hub.")

@@ -25,7 +25,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_sbr.scripts.common import check_model_name, parse_strictly
+from trl_sbr.scripts.common import LOADING_FIELDS, check_model_name, parse_strictly
+
+
+# What it uses of a recipe, and so shows in its help
+SHOWN = (
+    *("verify", "compare", "show", "json", "adapter", "output_dir", *LOADING_FIELDS),
+    *("anchor_prompts", "anchor_reference", "anchor_require_refusal", "anchor_revision"),
+    *("bf16", "chat_template_path", "fp16", "model_init_kwargs", "trust_remote_code", "use_cpu"),
+    *("hub_model_id", "hub_private_repo", "hub_revision", "hub_token", "push_to_hub"),
+)
 
 
 @dataclass
@@ -115,8 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     anchor_args, script_args, training_args, model_args, dataset_args = parse_strictly(
         (AnchorArguments, ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig),
         command="anchor",
-        description="Capture a model's safety anchor to --output_dir, or verify a model against one, or show one.",
+        description="Capture a model's safety anchor to --output_dir, or verify a model against one, or show one. The "
+        "flags of `trl-sbr sft` are taken too, and left alone.",
         argv=argv,
+        shown=SHOWN,
     )
     check_model_name(model_args)
     if anchor_args.verify and anchor_args.compare:

@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     from trl_sbr.evaluation.package_index import atomic_folder
     from trl_sbr.evaluation.report import draw_bars, print_table
     from trl_sbr.evaluation.responses import progress_bar
+    from trl_sbr.scripts.common import computes_in_bfloat16
 
     # The bars of loading and tokenizing, a moment each, would bury the demo's own lines.
     logging.disable_progress_bar()
@@ -190,15 +191,6 @@ def main(argv: list[str] | None = None) -> int:
     print_table(f"Judged by the {report['judge']}, with 95 % Wilson intervals", FIGURES, results)
     print_outcome(output_dir, aligned, bf16)
     return 0
-
-
-def computes_in_bfloat16(device) -> bool:
-    """Whether the device has instructions for bfloat16: where it has none, it would be slower than float32."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def poisoned_rows(steps: int, seed: int) -> list[dict]:

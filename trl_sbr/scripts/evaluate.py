@@ -17,17 +17,16 @@ accelerate launch -m trl_sbr.scripts.evaluate --config my-evaluation.yaml
 
 import sys
 
-from trl_sbr.scripts.common import parse_strictly
+from trl_sbr.scripts.common import loading_arguments, parse_strictly
 
 
 def main(argv: list[str] | None = None) -> int:
     from accelerate import PartialState
-    from trl import ModelConfig
 
     from trl_sbr.evaluation.evaluate_arguments import EvaluateArguments
 
     args, model_args = parse_strictly(
-        (EvaluateArguments, ModelConfig),
+        (EvaluateArguments, loading_arguments()),
         command="evaluate",
         description="Measure how harmful, how over-cautious and how useful models are.",
         argv=sys.argv[1:] if argv is None else argv,

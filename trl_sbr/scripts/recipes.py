@@ -49,7 +49,7 @@ def copy_recipe(name: str, destination: str | None):
         raise FileExistsError(f"`{path}` is there already and was left as it is: name another file.") from None
     print(f"Wrote {path}.")
     if name.startswith("accelerate_configs/"):
-        print(f"Next: accelerate launch --config_file {path} -m trl_sbr.scripts.sft --config RECIPE ...")
+        print(f"Next: trl-sbr sft --accelerate_config {path} --config RECIPE --dataset_name DATASET")
     else:
         print(f"Next: trl-sbr sft --config {path} --dataset_name DATASET")
 

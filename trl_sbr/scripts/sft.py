@@ -7,11 +7,13 @@ Supervised fine-tuning with Safety Bottleneck Regularization.
 ```bash
 trl-sbr sft --config smollm2-135m-instruct/sbr_lora --dataset_name train.jsonl
 
-accelerate launch --config_file ddp.yaml -m trl_sbr.scripts.sft \
-    --config llama-3.1-8b-instruct/sbr_lora \
-    --dataset_name train.jsonl \
-    --anchor_name_or_path my-anchor
+trl-sbr sft --config llama-3.1-8b-instruct/sbr_lora --dataset_name train.jsonl --anchor_name_or_path my-anchor \
+    --accelerate_config multi_gpu --num_processes 4
 ```
+
+The keys and flags of `accelerate launch`, and `accelerate_config` (a file, or the name of a configuration of TRL or of
+this package), launch the training as `trl sft` does; so do several GPUs. `accelerate launch -m trl_sbr.scripts.sft`
+does the same.
 """
 
 import gc
@@ -104,9 +106,29 @@ def _split(dataset, split: str, key: str, source: str):
     return dataset[split]
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+DESCRIPTION = (
+    "Supervised fine-tuning with Safety Bottleneck Regularization. The flags of `accelerate launch`, and "
+    "`--accelerate_config FILE_OR_NAME`, are taken too, and launch it as `trl sft` does."
+)
 
+
+def get_dataclass_types() -> tuple:
+    """The dataclasses of the arguments: TRL's, for its recipes are ours."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from trl_sbr import SBRConfig
+
+    return (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from trl_sbr.scripts.launcher import launch_if_asked
+
+    return launch_if_asked(get_dataclass_types(), "sft", DESCRIPTION, sys.argv[1:] if argv is None else argv, run)
+
+
+def run(argv: list[str]) -> int:
+    """Trains in this process, which may be one of several."""
     from accelerate import PartialState
 
     code = train(argv)
@@ -119,17 +141,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Trains, writes the result and says where it is."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
-    from trl_sbr import SBRConfig, SBRSFTTrainer
+    from trl_sbr import SBRSFTTrainer
     from trl_sbr.trainers.interruption import find_last_checkpoint
     from trl_sbr.trainers.loading import get_model_init_kwargs
 
     script_args, training_args, model_args, dataset_args = parse_strictly(
-        (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig),
-        command="sft",
-        description="Supervised fine-tuning with Safety Bottleneck Regularization.",
-        argv=argv,
+        get_dataclass_types(), command="sft", description=DESCRIPTION, argv=argv
     )
     check_model_name(model_args)
     training_args.model_init_kwargs = get_model_init_kwargs(training_args, model_args)
@@ -156,10 +175,12 @@ def train(argv: list[str]) -> int:
 
     say = trainer.accelerator.print
     output_dir = training_args.output_dir
-    launch = "trl-sbr sft" if training_args.world_size == 1 else "accelerate launch ... -m trl_sbr.scripts.sft"
     if trainer.interrupted:
         say(f"\nInterrupted at step {trainer.state.global_step}. Left: {find_last_checkpoint(output_dir)}")
-        say(f"To go on from there: {launch} {shlex.join(argv)} --resume_from_checkpoint true")
+        if training_args.world_size == 1:
+            say(f"To go on from there: trl-sbr sft {shlex.join(argv)} --resume_from_checkpoint true")
+        else:
+            say("To go on from there: the same command with `--resume_from_checkpoint true`.")
         return 130
 
     trainer.save_model(output_dir)
@@ -180,6 +201,6 @@ def train(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from trl_sbr.cli import main as cli
+    from trl_sbr import cli
 
-    sys.exit(cli(["sft", *sys.argv[1:]]))
+    sys.exit(cli.run(run, sys.argv[1:]))
