@@ -13,6 +13,7 @@ from accelerate.utils import parse_flag_from_env
 from accelerate.utils.memory import clear_device_cache
 
 from ..anchors.generation import BatchSize
+from ..anchors.untrusted_files import read_text
 from ..judges import judge_names
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
@@ -123,7 +124,7 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
     """Returns all that the answers depend on."""
     template = args.chat_template_path
     if template is not None and Path(template).is_file():
-        template = Path(template).read_text(encoding="utf-8")
+        template = read_text(template)
     return {
         "models": {entry.name: entry.identify() for entry in models},
         "decoding": {
