@@ -104,14 +104,14 @@ def read_json_as(shape: Any, path: str | Path, way_out: str, max_bytes: int = MA
 
 
 def _check_union(value: Any, shapes: tuple, where: str) -> None:
-    # The error is that of the last shape of the value's own kind, which says most
+    if isinstance(value, dict):  # the error of an object's shape says more of an object than "expected null"
+        shapes = sorted(shapes, key=lambda shape: not is_typeddict(shape))
     failure = None
     for shape in shapes:
         try:
             return check_shape(value, shape, where)
         except ValueError as error:
-            if failure is None or is_typeddict(shape) == isinstance(value, dict):
-                failure = error
+            failure = failure or error
     raise failure
 
 

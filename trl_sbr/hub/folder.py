@@ -3,7 +3,6 @@
 """The folder that a training or a capture leaves: its card, and what of it is published."""
 
 import fnmatch
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from huggingface_hub import CommitInfo
 from ..anchors.anchor_files import CONFIG_NAME, AnchorConfig, anchor_to_files, write_atomically
 from ..anchors.safety_anchor import SafetyAnchor
 from ..evaluation.models import ModelEntry
+from ..evaluation.report_file import read_report
 from ..trainers.run_record import RECORD_NAME, read_record
 from .cards import (
     CARD_NAME,
@@ -56,9 +56,9 @@ _PUBLISHED = (
 def _read_report(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The report that lies in a folder, and its column that was measured on the folder."""
     path = folder / REPORT_NAME
-    if not path.is_file():
+    if not path.exists():
         return None, None
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(path)
     return report, own_model(report, ModelEntry("", str(folder)).identify()["sha256"])
 
 
