@@ -241,7 +241,8 @@ def load_prompt_set(
         prompts, source, commit = load_prompts(path), f"file, {path.name}", None
     elif path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         prompts, commit = _read_dataset(name, split, column, revision)
-        source = f"{'folder' if path.is_dir() else 'Hub'}, {name}, {split}, `{column}`"
+        source = f"folder, {path.resolve().name}" if path.is_dir() else f"Hub, {name}"
+        source += f", {split}, `{column}`"
     else:
         close = difflib.get_close_matches(name, PROMPT_SETS, n=1)
         hint = f"Did you mean `{close[0]}`? " if close else ""

@@ -32,7 +32,8 @@ EVAL_RESULTS_NAME = ".eval_results/trl_sbr.yaml"
 _TEMPLATES = Path(__file__).parent / "templates"
 _NOTES_BEGIN = "<!-- trl_sbr: your notes begin -->"
 _NOTES_END = "<!-- trl_sbr: your notes end -->"
-_NOTES = re.compile(f"{re.escape(_NOTES_BEGIN)}\n?(.*?){re.escape(_NOTES_END)}", re.DOTALL)
+# On lines of their own: in a line, they are somebody's text
+_NOTES = re.compile(f"^{re.escape(_NOTES_BEGIN)}\n(.*?)^{re.escape(_NOTES_END)}$", re.DOTALL | re.MULTILINE)
 
 # Columns of a report that the card names otherwise; others stand under their own names
 _MODEL_LABELS = {"aligned": "aligned model", "sft": "after SFT", "sbr": "after SBR"}

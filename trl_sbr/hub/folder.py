@@ -11,6 +11,7 @@ from huggingface_hub import CommitInfo
 
 from ..anchors.anchor_files import CONFIG_NAME, AnchorConfig, anchor_to_files, write_atomically
 from ..anchors.safety_anchor import SafetyAnchor
+from ..anchors.untrusted_files import read_text
 from ..evaluation.models import ModelEntry
 from ..evaluation.report_file import read_report
 from ..trainers.run_record import RECORD_NAME, read_record
@@ -25,6 +26,7 @@ from .cards import (
     render_anchor_card,
     render_model_card,
 )
+from .public import check_is_no_link, public_config, without_local_paths
 from .repository import push_files
 
 
@@ -51,6 +53,15 @@ _PUBLISHED = (
     "vocab.json",
     "vocab.txt",
 )
+_WITH_NAMES_OF_MODELS = (
+    "adapter_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    RECORD_NAME,
+    REPORT_NAME,
+)
 
 
 def _read_report(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -68,7 +79,7 @@ def _pictures(folder: Path) -> tuple[str, ...]:
 
 def _with_notes(card: str, folder: Path) -> str:
     path = folder / CARD_NAME
-    return keep_notes(card, path.read_text(encoding="utf-8")) if path.is_file() else card
+    return keep_notes(card, read_text(path)) if path.exists() else card
 
 
 def write_card(folder: Path, repo_id: str, run: dict[str, Any], anchor: AnchorConfig | None) -> None:
@@ -107,14 +118,14 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
 
     Raises:
         FileNotFoundError: If the folder holds neither a trained adapter or model nor an anchor, or lacks a part of it.
-        ValueError: If a part of it is corrupted.
+        ValueError: If a part of it is corrupted, or is a symbolic link.
     """
     anchor = None
     files: dict[str, Path | bytes] = {}
     if (folder / CONFIG_NAME).is_file():
         anchor = SafetyAnchor.from_pretrained(folder)
         anchor = anchor if with_prompts or not anchor.has_prompts else anchor.without_prompts()
-        files |= anchor_to_files(anchor.config, anchor.hidden_states)
+        files |= anchor_to_files(public_config(anchor.config), anchor.hidden_states)
     paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     published = {path: folder / path for path in paths if any(fnmatch.fnmatch(path, p) for p in _PUBLISHED)}
     weights = {"adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"} & set(published)
@@ -144,6 +155,11 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
         files |= {name: folder / name for name in (REPORT_NAME, *pictures)}
         results = eval_results_yaml(report, own)
         files |= {EVAL_RESULTS_NAME: results.encode()} if results else {}
+    for name, content in files.items():
+        if isinstance(content, Path):
+            check_is_no_link(content, folder)
+        if name in _WITH_NAMES_OF_MODELS:
+            files[name] = without_local_paths(content, name)
     return files
 
 

@@ -410,7 +410,9 @@ class SBRSFTTrainer(SFTTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         record = make_record(self, tags)
         write_record(record, folder)
-        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        repo_id = (
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        )  # also of `.`
         write_card(folder, repo_id, record, self.anchor and self.anchor.config)
 
     def push_to_hub(
