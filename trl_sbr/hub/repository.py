@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """To the Hub in one commit, and from it at one commit, with sizes known before anything is read."""
 
+import contextlib
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
@@ -26,12 +29,15 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    RevisionResolutionError,
 )
+from huggingface_hub.file_download import repo_folder_name
+from transformers.utils import logging
 
-from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from .cards import CARD_NAME, EVAL_RESULTS_NAME, PICTURE_PATTERN, REPORT_NAME, keep_notes
 
+
+logger = logging.get_logger(__name__)
 
 # What an earlier push left and this one does not bring: figures must not stand beside a model that they were not measured on,
 # nor an anchor beside one that was trained without
@@ -150,8 +156,25 @@ def resolve_commit(repo_id: str, revision: str | None = None, token: str | None 
     Raises:
         OSError: If there is no such repository or revision, or it cannot be reached; it says what to do.
     """
+    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        return revision
+    # `HfApi.resolve_revision` of huggingface_hub 2, in calls that 1 has too: the cache keeps what a branch stood for last
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
+    ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
     with _load_errors(repo_id, revision):
-        return HfApi(token=token).resolve_revision(repo_id, revision=revision).resolved
+        try:
+            commit = HfApi(token=token).repo_info(repo_id, revision=revision).sha
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise  # the Hub has answered
+            if not ref.is_file():
+                raise LocalEntryNotFoundError(f"{type(error).__name__}: {error}") from error
+            logger.warning(f"The Hub is out of reach ({error}): taking `{repo_id}` as the cache knows it.")
+            return ref.read_text().strip()
+    with contextlib.suppress(OSError):  # a cache that cannot be written
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically({ref: commit.encode()})
+    return commit
 
 
 def download_file(repo_id: str, path: str, commit: str, max_bytes: int, token: str | None = None) -> Path:
@@ -214,7 +237,7 @@ class _load_errors:
                     f"{self.repo} is no folder, and no repository on the Hub that your login may read: check the name, "
                     f"or log in (`hf auth login`). {error}"
                 ) from error
-            case RevisionResolutionError() | LocalEntryNotFoundError() | OfflineModeIsEnabled():
+            case LocalEntryNotFoundError() | OfflineModeIsEnabled():
                 raise FileNotFoundError(
                     f"{self.repo}{self.at} is no folder, is not in the Hub's cache, and the Hub is out of reach: try again "
                     f"when it is back. {error}"

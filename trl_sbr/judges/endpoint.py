@@ -12,8 +12,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
+import requests
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 
 from ..metrics.harmful_score.verdicts import Verdict
 from .base import Judge, JudgeInfo, check_pairs
@@ -21,6 +24,7 @@ from .formats import GUARDS, RUBRICS, Request, merge_verdicts
 
 
 _RETRIED = {408, 409, 429}  # and all from 500 on
+_PASSING_FAULTS = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ContentDecodingError)
 _LONGEST_WAIT = 600.0  # seconds that a server may ask for
 
 
@@ -62,7 +66,7 @@ class _AnswerCache:
                     file.write(b"\n" + json.dumps({"request": request, "answer": answer}).encode() + b"\n")
 
 
-def _retry_after(response: httpx2.Response) -> float:
+def _retry_after(response: requests.Response) -> float:
     """Seconds to wait as the server asks, in seconds or as a date. 0 if it does not, or not in a known form."""
     value = response.headers.get("retry-after", "")
     try:
@@ -75,7 +79,7 @@ def _retry_after(response: httpx2.Response) -> float:
         return 0.0
 
 
-def _answer(response: httpx2.Response) -> str:
+def _answer(response: requests.Response) -> str:
     """The text of a completion. `ValueError` if the body holds none."""
     try:
         choice = response.json()["choices"][0]
@@ -138,12 +142,12 @@ class EndpointJudge(Judge):
                 f"Got the format {name!r}, expected one of: {', '.join([*RUBRICS, *written])}. Other guards are read "
                 "from their probabilities, which needs `GuardJudge`."
             )
-        url = httpx2.URL(base_url)
-        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+        url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query:
             raise ValueError(
                 "Expected a `base_url` such as 'http://localhost:8000/v1', without user, password and query: the key "
                 f"belongs in the environment variable {api_key_env}. Found the scheme {url.scheme!r} and the host "
-                f"{url.host!r}."
+                f"{url.hostname!r}."
             )
         self._format = RUBRICS[name] if name in RUBRICS else written[name].format
         self._model = model
@@ -177,7 +181,6 @@ class EndpointJudge(Judge):
         """
         check_pairs(prompts, responses, self.needs_prompts)
         questions = [self._format.render(*pair) for pair in zip(prompts, responses, strict=True)]
-        headers = {"Authorization": f"Bearer {self._api_key()}"} if self._api_key() else {}
         stop = Event()
         asked: dict[str, Future] = {}
 
@@ -188,10 +191,9 @@ class EndpointJudge(Judge):
                 asked[key] = pool.submit(self._ask, client, key, path, body, stop)
             return key
 
-        with (
-            httpx2.Client(headers=headers, timeout=self._timeout) as client,
-            ThreadPoolExecutor(self._concurrency) as pool,
-        ):
+        with requests.Session() as client, ThreadPoolExecutor(self._concurrency) as pool:
+            client.auth = self._authorize
+            client.mount(self._base_url, HTTPAdapter(pool_maxsize=self._concurrency))
             try:
                 keys = [[submit(request) for request in requests] for requests in questions]
                 count = len({key for request_keys in keys for key in request_keys})
@@ -220,18 +222,18 @@ class EndpointJudge(Judge):
             body["chat_template_kwargs"] = request.variables  # vLLM and SGLang hand them to the template
         return "/chat/completions", {**body, "messages": request.messages}
 
-    def _ask(self, client: httpx2.Client, key: str, path: str, body: dict[str, Any], stop: Event) -> None:
+    def _ask(self, client: requests.Session, key: str, path: str, body: dict[str, Any], stop: Event) -> None:
         """Gets one answer into the cache."""
         url = self._base_url + path
         for attempt in range(self._max_retries + 1):
             wait = random.uniform(0.5, 1.0) * min(60.0, self._first_wait * 2**attempt)
             try:
-                response = client.post(url, json=body)
-            except (httpx2.TransportError, httpx2.DecodingError) as error:
+                response = client.post(url, json=body, timeout=self._timeout, allow_redirects=False)
+            except _PASSING_FAULTS as error:
                 problem = f"{type(error).__name__} ({error})"
             else:
                 problem = f"status {response.status_code}, {self._excerpt(response)!r}"
-                if response.is_success:
+                if response.status_code < 300:
                     try:
                         return self._cache.put(key, _answer(response))
                     except ValueError as error:
@@ -254,7 +256,13 @@ class EndpointJudge(Judge):
     def _api_key(self) -> str:
         return os.environ.get(self._api_key_env, "").strip()
 
-    def _excerpt(self, response: httpx2.Response) -> str:
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """The key, or none: without this, requests would send the password that `.netrc` has for the server."""
+        if self._api_key():
+            request.headers["Authorization"] = f"Bearer {self._api_key()}"
+        return request
+
+    def _excerpt(self, response: requests.Response) -> str:
         """The beginning of a body. Some servers quote the key in it."""
         key = self._api_key()
         return (response.text.replace(key, "***") if key else response.text)[:300]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import resolve_revision
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import (
@@ -100,6 +99,8 @@ class GuardJudge(Judge):
         generate: bool = False,
         dtype: str | None = None,
     ):
+        from ..hub.repository import resolve_commit
+
         if name not in GUARDS:
             raise ValueError(f"Got the guard {name!r}, expected one of: {', '.join(GUARDS)}.")
         self._guard = guard = GUARDS[name]
@@ -107,7 +108,7 @@ class GuardJudge(Judge):
             raise ValueError(f"The guard {name!r} is a classifier, which writes nothing: leave `generate` out.")
         source = model_name_or_path or guard.id
         # One commit for model and tokenizer
-        commit = None if os.path.isdir(source) else resolve_revision(source, revision=revision).resolved
+        commit = None if os.path.isdir(source) else resolve_commit(source, revision)
         device = PartialState().device
         dtype = dtype or guard.dtype or ("float32" if device.type == "cpu" else "bfloat16")
         try:
