@@ -41,7 +41,7 @@ class TestLoadPromptSet:
         dataset.to_parquet(folder / "test.parquet")
         data = load_prompt_set(str(folder), column="question")
         assert (data.name, data.harmful) == ("folder", ["How?", "Why?"])
-        assert data.source == f"folder, {folder}, test, `question`"
+        assert data.source == "folder, folder, test, `question`"  # no path of this machine
         with pytest.raises(ValueError, match="has the splits `test`, expected `train`"):
             load_prompt_set(str(folder), split="train")
         with pytest.raises(ValueError, match="has the columns `question`, expected `prompt`"):
@@ -65,6 +65,22 @@ class TestLoadPromptSet:
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="There is no file of prompts `gone.txt`"):
             load_prompt_set("gone.txt")
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("p.csv", "prompt\nHow?\n"), ("p.json", '["How?"]'), ("p.TXT", "How?")]
+    )
+    def test_files_as_people_have_them(self, tmp_path, monkeypatch, name, text):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / name).write_text(text)
+        monkeypatch.chdir(tmp_path)
+        assert load_prompt_set(f"data/{name}").harmful == ["How?"]  # it could be a name on the Hub
+
+    def test_file_of_another_kind_is_no_dataset_of_the_hub(self, tmp_path, monkeypatch):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "p.parquet").write_text("")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="Expected prompts in a file that ends in `.txt`.*data/p.parquet"):
+            load_prompt_set("data/p.parquet")
 
     def test_empty_file(self, tmp_path):
         (tmp_path / "empty.txt").write_text("\n")

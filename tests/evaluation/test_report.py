@@ -47,7 +47,7 @@ class TestReadAlpacaEval:
 
     def test_no_win_rate(self, tmp_path):
         (tmp_path / "leaderboard.csv").write_text("name,score\nsft,3\n")
-        with pytest.raises(ValueError, match="the row of `sft` has no 'win_rate'"):
+        with pytest.raises(ValueError, match="the row of `sft` has no `win_rate`"):
             read_alpaca_eval(str(tmp_path / "leaderboard.csv"), ["sft"])
 
 

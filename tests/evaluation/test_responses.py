@@ -2,17 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import os
 
 import pytest
 
 from trl_sbr.anchors.generation import BatchSize, generate_answers
-from trl_sbr.evaluation.responses import RESPONSES_NAME, ResponseFile, Series, ask, encode_alpaca, encode_chat
+from trl_sbr.evaluation.responses import (
+    RESPONSES_NAME,
+    SETTINGS_NAME,
+    ResponseFile,
+    Series,
+    ask,
+    encode_alpaca,
+    encode_chat,
+)
 from trl_sbr.evaluation.tasks import Instruction
 
 from ..tiny import build_tokenizer
 
 
-SETTINGS = {"models": {"a": {"sha256": "0"}}, "decoding": {"strategy": "greedy"}}
+SETTINGS = {"models": {"a": {"sha256": "0"}}, "decoding": {"strategy": "greedy"}, "series": {"safety/s": {"n": 4}}}
 PROMPTS = ["A short one?", "Now one that is quite a bit longer than the others?", "Third?", "And the fourth one?"]
 
 
@@ -121,10 +130,76 @@ class TestResponseFile:
             ResponseFile(tmp_path / "file", SETTINGS)
 
     def test_two_models(self, model, tmp_path):
-        tokenizer, responses = build_tokenizer(), ResponseFile(tmp_path, SETTINGS)
+        settings = {**SETTINGS, "models": {"a": {}, "b": {}}}
+        tokenizer, responses = build_tokenizer(), ResponseFile(tmp_path, settings)
         series = Series("safety", "s", PROMPTS[:2], 2)
         for name in ("a", "b"):
             ask(model, tokenizer, name, series, "chat", BatchSize(2), responses, lambda *_: None)
-        again = ResponseFile(tmp_path, SETTINGS)
+        again = ResponseFile(tmp_path, settings)
         assert again.of("a", "safety", "s") == again.of("b", "safety", "s") == responses.of("a", "safety", "s")
         assert again.of("a", "over_refusal", "s") == {}
+
+
+ROW = {"model": "a", "kind": "safety", "set": "s", "index": 0, "prompt": "How?", "response": "No."}
+
+
+class TestDamagedRun:
+    """What an interrupted run left, and somebody or something changed."""
+
+    def resume(self, folder, *rows):
+        ResponseFile(folder, SETTINGS)
+        (folder / RESPONSES_NAME).write_text(
+            "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+        )
+        return ResponseFile(folder, SETTINGS)
+
+    def test_answers_of_the_run(self, tmp_path):
+        judged = {**ROW, "index": 3, "harmful": None, "score": 0.5, "categories": ["a"], "raw": None}
+        responses = self.resume(tmp_path, {**ROW, "response": "No\u2028No\x85"}, judged)
+        assert responses.of("a", "safety", "s") == {0: "No\u2028No\x85", 3: "No."}
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ("{", "not valid JSON"),
+            ([], "expected an object"),
+            ({key: ROW[key] for key in ("model", "kind", "set", "index", "prompt")}, "without `response`"),
+            ({**ROW, "response": 7}, "`response`: expected a string, found 7"),
+            ({**ROW, "response": None}, "`response`: expected a string, found None"),
+            ({**ROW, "model": ["a"]}, "`model`: expected a string"),
+            ({**ROW, "kind": "fun"}, "`kind`: expected one of 'safety', 'over_refusal', 'tasks', found 'fun'"),
+            ({**ROW, "index": True}, "`index`: expected an integer, found True"),
+            ({**ROW, "index": 1.0}, "`index`: expected an integer, found 1.0"),
+            ({**ROW, "index": -1}, "`index`: expected a number from 0"),
+            ({**ROW, "index": 4}, "prompt 4 of 'safety/s', which the run of `run.json` did not ask"),
+            ({**ROW, "model": "b"}, "an answer of 'b' to prompt 0"),
+            ({**ROW, "set": "t"}, "prompt 0 of 'safety/t', which"),
+            ({**ROW, "harmful": "no"}, "`harmful`: expected true or false|`harmful`: expected null"),
+            ({**ROW, "categories": {"a": 1}}, "`categories`: expected a list"),
+            (json.dumps(ROW).replace('"s"', '"s", "set": "s"'), "'set' is given twice"),
+            (ROW, "found a second answer"),
+        ],
+    )
+    def test_rows_of_another_shape(self, tmp_path, row, message):
+        with pytest.raises(
+            ValueError, match=f"responses.jsonl, line 2: .*({message}).*Remove the folder, or name another"
+        ):
+            self.resume(tmp_path, ROW, row)
+        assert len((tmp_path / RESPONSES_NAME).read_text().splitlines()) == 2  # left as it was
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", "null", "{", '{"models": {}}', '{"models": [], "decoding": {}, "series": {}}', "[" * 10**5]
+        + ['{"models": {}, "decoding": {}, "series": {"safety/s": {"n": "4"}}}'],
+    )
+    def test_settings_of_another_shape(self, tmp_path, text):
+        ResponseFile(tmp_path, SETTINGS)
+        (tmp_path / SETTINGS_NAME).write_text(text)
+        with pytest.raises(ValueError, match="run.json: .*Remove the folder, or name another `--output_dir`"):
+            ResponseFile(tmp_path, SETTINGS)
+
+    def test_pipe_in_place_of_the_answers(self, tmp_path):
+        ResponseFile(tmp_path, SETTINGS)
+        os.mkfifo(tmp_path / RESPONSES_NAME)
+        with pytest.raises(ValueError, match="responses.jsonl is a device or a pipe"):
+            ResponseFile(tmp_path, SETTINGS)

@@ -96,7 +96,16 @@ class TestTaskFile:
             ("[]", "line 1: expected a row"),
             ('{"prompt": "Where?", "completion": []}', "line 1: expected a row"),
             ('{"prompt": "", "completion": "x"}', "line 1: expected a row.*empty prompt"),
-            ("{", "line 1: expected a row"),
+            ("{", "line 1: not valid JSON"),
+            ('{"prompt": "Where?", "completion": 7}', "line 1: expected a row.*TypeError"),
+            (
+                '{"prompt": "Where?", "completion": [{"content": null}]}',
+                "line 1: expected a row.*the completion is None",
+            ),
+            (
+                '{"prompt": "A?", "completion": "a"}\n{"prompt": "B?", "completion": "b", "prompt": 1}',
+                "line 2: .*twice",
+            ),
         ],
     )
     def test_unreadable(self, tmp_path, text, message):
@@ -104,6 +113,12 @@ class TestTaskFile:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_task_file(str(path), "exact")
+
+    def test_line_separators_inside_a_row_end_no_line(self, tmp_path):
+        path = tmp_path / "mine.jsonl"
+        path.write_bytes('\ufeff{"prompt": "A\u2028B\u0085C?", "completion": "yes"}\r\n'.encode())
+        (prompt,) = load_task_file(str(path), "exact").prompts
+        assert prompt == [{"role": "user", "content": "A\u2028B\u0085C?"}]
 
     def test_unknown_rule(self, tmp_path):
         with pytest.raises(ValueError, match="`fuzzy` is no rule .*There are `exact`, `last_number`"):

@@ -224,7 +224,7 @@ class TestModelCard:
         assert "vonwerra2020trl" in text
 
     def test_prompts_are_text_and_no_markup(self):
-        assert "How do I &lt;b&gt;harm&lt;/b&gt;?" in render_model_card(RUN, "org/adapter", anchor_config())
+        assert "- `How do I <b>harm</b>?`\n" in render_model_card(RUN, "org/adapter", anchor_config())
 
     def test_prompts_that_are_not_published(self):
         config = anchor_config(prompts=[None] * 8, input_ids=[None] * 8)

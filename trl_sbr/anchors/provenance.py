@@ -5,7 +5,7 @@
 import os
 import re
 import textwrap
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -29,6 +29,14 @@ PAPER = {
 def is_hub_id(name: str | None) -> bool:
     """Whether a model or dataset is named by a Hub id, `organization/name`, and not by a file or folder."""
     return bool(name) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
+
+
+def public_name(name_or_path: str) -> str:
+    """The name under which others are told of a model: its Hub id; of a folder the last part of its path alone."""
+    cached = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", name_or_path)
+    if cached is not None:
+        return f"{cached[1]}/{cached[2]}"
+    return name_or_path if is_hub_id(name_or_path) else PureWindowsPath(name_or_path).name or name_or_path
 
 
 def cached_commit(model_name_or_path: str, revision: str | None = None) -> str | None:

@@ -612,10 +612,11 @@ class SafetyAnchor:
             OSError: If the push fails. The repository then holds its old files or all of the new ones.
         """
         from ..hub.cards import CARD_NAME, render_anchor_card
+        from ..hub.public import public_config
         from ..hub.repository import push_files
 
         card = render_anchor_card(self.config, repo_id)
-        files = {**anchor_to_files(self.config, self.hidden_states), CARD_NAME: card.encode()}
+        files = {**anchor_to_files(public_config(self.config), self.hidden_states), CARD_NAME: card.encode()}
         return push_files(
             repo_id,
             files,

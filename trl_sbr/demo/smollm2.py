@@ -57,7 +57,8 @@ class ModelSource:
     sha256: str
 
     def to_dict(self) -> dict[str, str]:
-        return asdict(self)
+        """What reports say: of the folder its name alone."""
+        return {**asdict(self), "path": Path(self.path).name}
 
 
 def get_smollm2(model_name_or_path: str | None = None, report: Callable[[str], None] = print) -> ModelSource:

@@ -16,6 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 from ..anchors.adapters import load_processing_class, tokenizer_source
 from ..anchors.generation import BatchSize
 from ..anchors.prompts import get_chat_template
+from ..anchors.untrusted_files import read_text
 from ..judges import judge_names
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
@@ -128,7 +129,7 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
     """Returns all that the answers depend on."""
     template = args.chat_template_path
     if template is not None and Path(template).is_file():
-        template = Path(template).read_text(encoding="utf-8")
+        template = read_text(template)
     return {
         "models": {
             entry.name: entry.identify() | {"chat_template": describe_chat_template(args, entry)} for entry in models

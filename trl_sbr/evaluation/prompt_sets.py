@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..anchors.prompts import Messages, load_prompts
+from ..anchors.prompts import Messages, is_prompt_file, load_prompts
 from .package_index import Wheel, get_package_file
 
 
@@ -211,8 +211,8 @@ def load_prompt_set(
 
     Args:
         name (`str`):
-            One of [`PROMPT_SETS`], a `.txt` or `.jsonl` file (see [`~trl_sbr.anchors.prompts.load_prompts`]), a folder with a
-            dataset, or the name of a dataset on the Hub.
+            One of [`PROMPT_SETS`], a file (see [`~trl_sbr.anchors.prompts.load_prompts`]), a folder with a dataset, or the name
+            of a dataset on the Hub.
         benign (`bool`, *optional*, defaults to `False`):
             Whether a file's or dataset's prompts are such that the model should answer them.
         split (`str`, *optional*, defaults to `"test"`):
@@ -237,19 +237,18 @@ def load_prompt_set(
             )
         return PROMPT_SETS[name]()
     path = Path(name)
-    if path.suffix in (".txt", ".jsonl"):
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file of prompts `{name}` (looked from {Path.cwd()}).")
+    if is_prompt_file(name):
         prompts, source, commit = load_prompts(path), f"file, {path.name}", None
     elif path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         prompts, commit = _read_dataset(name, split, column, revision)
-        source = f"{'folder' if path.is_dir() else 'Hub'}, {name}, {split}, `{column}`"
+        source = f"folder, {path.resolve().name}" if path.is_dir() else f"Hub, {name}"
+        source += f", {split}, `{column}`"
     else:
         close = difflib.get_close_matches(name, PROMPT_SETS, n=1)
         hint = f"Did you mean `{close[0]}`? " if close else ""
         raise ValueError(
             f"`{name}` is no set of prompts. {hint}There are {', '.join(f'`{known}`' for known in PROMPT_SETS)}; or "
-            "name a `.txt` or `.jsonl` file, a folder, or a dataset on the Hub (`owner/name`)."
+            "name a `.txt`, `.jsonl`, `.json` or `.csv` file, a folder, or a dataset on the Hub (`owner/name`)."
         )
     harmful, benign_prompts = ([], prompts) if benign else (prompts, [])
     return PromptSet(path.stem if path.suffix else path.name, harmful, source, benign=benign_prompts, revision=commit)

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of models side by side: as a table, and as bars with their intervals."""
 
-import csv
 import json
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from ..anchors.untrusted_files import MAX_JSON_BYTES, parse_csv, parse_json, read_text
 from ..metrics.harmful_score.verdicts import Verdict, harmful_share, incoherent_share, refusal_share
 
 
@@ -54,31 +55,50 @@ def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
     Raises:
         ValueError: If it holds none of the models, or a row has no `win_rate`.
     """
-    file = Path(path)
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".json":
-        found = json.loads(text)
-        rows = found if isinstance(found, list) else [{"name": name, **row} for name, row in found.items()]
+    text = read_text(path, MAX_JSON_BYTES)
+    if Path(path).suffix == ".json":
+        found = parse_json(text, path)
+        rows = [{"name": name, **row} for name, row in found.items()] if _are_objects(found) else found
+        if not isinstance(rows, list) or not _are_objects(dict(enumerate(rows))):
+            raise ValueError(
+                f"{path}: expected a list of rows, or an object with a row a generator, as `alpaca_eval` writes."
+            )
     else:
-        rows = list(csv.DictReader(text.splitlines()))
+        rows = [row for _, row in parse_csv(text, path)]
     figures = {}
     for row in rows:
         name = row.get("name", row.get("generator", row.get("")))  # pandas leaves the index's column without a name
-        if name not in names:
-            continue
-        try:
-            rate, error = float(row["win_rate"]), float(row["standard_error"])
-            n = int(float(row["n_total"]))
-        except KeyError as missing:
-            raise ValueError(f"{path}: the row of `{name}` has no {missing}, which `alpaca_eval` writes.") from missing
-        interval = [round(max(0.0, rate - 1.96 * error), 2), round(min(100.0, rate + 1.96 * error), 2)]
-        figures[name] = {"percent": round(rate, 2), "n": n, "standard_error": error, "normal_95": interval}
+        if name in names:
+            figures[name] = _win_rate(row, f"{path}: the row of `{name}`")
     if not figures:
         raise ValueError(
             f"{path} has no row of {_list(names)}: found {_list(row.get('name', row.get('', '?')) for row in rows)}. "
             "`alpaca_eval` names its rows by the `generator` of the answers."
         )
     return figures
+
+
+def _are_objects(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(row, dict) for row in value.values())
+
+
+def _win_rate(row: dict, where: str) -> dict:
+    def read(column: str, high: float) -> float:
+        if column not in row:
+            raise ValueError(f"{where} has no `{column}`, which `alpaca_eval` writes.")
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if not 0 <= value <= high:
+            raise ValueError(
+                f"{where}: expected `{column}` to be a number from 0 to {high}, found {row[column]!r:.200}."
+            )
+        return value
+
+    rate, error, n = read("win_rate", 100), read("standard_error", 100), read("n_total", 10**9)
+    interval = [round(max(0.0, rate - 1.96 * error), 2), round(min(100.0, rate + 1.96 * error), 2)]
+    return {"percent": round(rate, 2), "n": int(n), "standard_error": error, "normal_95": interval}
 
 
 def make_report(args, settings, figures, judge, sets, seconds, found, state) -> dict:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -17,11 +17,47 @@ from tqdm import tqdm
 from ..anchors.anchor_files import write_atomically
 from ..anchors.generation import BatchSize, generate_token_ids
 from ..anchors.prompts import Messages, as_messages, encode_prompts, get_tokenizer
+from ..anchors.schema import Within, check_shape, read_json_as
+from ..anchors.untrusted_files import MAX_TEXT_BYTES, decode_text, parse_json, read_bounded, split_lines
 from .tasks import Instruction
 
 
 RESPONSES_NAME = "responses.jsonl"
 SETTINGS_NAME = "run.json"
+
+_DAMAGED = "It was damaged or edited since. Remove the folder, or name another `--output_dir`."
+
+
+class SeriesSettings(TypedDict):
+    """What the answers to a series depend on, as far as it is read again."""
+
+    n: Annotated[int, Within(0, 2**53)]
+
+
+class Settings(TypedDict):
+    """What `run.json` holds, see [`~trl_sbr.evaluation.evaluate.describe`]."""
+
+    models: dict[str, dict[str, Any]]
+    decoding: dict[str, Any]
+    series: dict[str, SeriesSettings]
+
+
+class Row(TypedDict):
+    """A line of `responses.jsonl`: an answer and, once it was judged, the verdict on it."""
+
+    model: str
+    kind: Literal["safety", "over_refusal", "tasks"]
+    set: str
+    index: Annotated[int, Within(0, 2**53)]
+    prompt: str
+    response: str
+    prefill: NotRequired[str]
+    harmful: NotRequired[bool | None]
+    score: NotRequired[float | None]
+    refusal: NotRequired[bool | None]
+    categories: NotRequired[list[str]]
+    raw: NotRequired[str | None]
+    correct: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -119,6 +155,7 @@ class ResponseFile:
 
     Raises:
         FileExistsError: If the folder holds something else, or a run of other settings.
+        ValueError: If what a run left there was damaged; it names the file and the line.
     """
 
     def __init__(self, output_dir: Path, settings: dict):
@@ -142,23 +179,41 @@ class ResponseFile:
                 f"`{output_dir}` is there already and holds no run of `trl-sbr evaluate`, expected a new or empty "
                 "folder: nothing was overwritten. Name another with `--output_dir`."
             )
-        found = json.loads(settings_path.read_text(encoding="utf-8"))
+        found = read_json_as(Settings, settings_path, _DAMAGED)
         if found != settings:
             raise FileExistsError(
                 f"`{output_dir}` holds the answers of another run: {_difference(found, settings)}. Repeat that run's "
                 "command to go on with it, name another `--output_dir`, or remove this one."
             )
-        if self.path.is_file():
-            self._read()
+        if self.path.exists():
+            self._read(found)
 
-    def _read(self):
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # cut short when the run was
-            lines.pop()
-            os.truncate(self.path, sum(map(len, lines)))
-        for line in lines:
-            row = json.loads(line)
-            self.of(row["model"], row["kind"], row["set"])[row["index"]] = row["response"]
+    def _read(self, settings: dict):
+        data = read_bounded(self.path, MAX_TEXT_BYTES)
+        whole = data[: data.rfind(b"\n") + 1]
+        try:
+            for number, line in split_lines(decode_text(whole, self.path)):
+                where = f"{self.path}, line {number}"
+                row = parse_json(line, where)
+                check_shape(row, Row, where)
+                self._take(row, settings, where)
+        except ValueError as error:
+            raise ValueError(f"{error} {_DAMAGED}") from error
+        if len(whole) < len(data):  # the last line was cut short when the run was
+            os.truncate(self.path, len(whole))
+
+    def _take(self, row: dict, settings: dict, where: str):
+        series = settings["series"].get(f"{row['kind']}/{row['set']}")
+        if row["model"] not in settings["models"] or series is None or row["index"] >= series["n"]:
+            asked = f"{row['kind']}/{row['set']}"
+            raise ValueError(
+                f"{where}: found an answer of {row['model']!r:.100} to prompt {row['index']} of {asked!r:.100}, which the "
+                f"run of `{SETTINGS_NAME}` did not ask."
+            )
+        known = self.of(row["model"], row["kind"], row["set"])
+        if row["index"] in known:
+            raise ValueError(f"{where}: found a second answer to a prompt that a line above answers.")
+        known[row["index"]] = row["response"]
 
     def of(self, model: str, kind: str, name: str) -> dict[int, str]:
         """Returns the answers of a model to a series, by the prompts' positions."""
@@ -273,5 +328,5 @@ def _difference(found: dict, expected: dict, at: str = "") -> str:
             continue
         if isinstance(ours, dict) and isinstance(theirs, dict):
             return _difference(theirs, ours, f"{at}{key}.")
-        return f"its `{at}{key}` is {theirs!r}, expected {ours!r}"
+        return f"its `{at}{key}` is {theirs!r:.200}, expected {ours!r:.200}"
     raise AssertionError("The settings are the same.")

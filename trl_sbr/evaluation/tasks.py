@@ -8,13 +8,13 @@ Prompts, sizes, answer lengths and rules are those of the git-disl papers (read 
 """
 
 import difflib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..anchors.prompts import Messages, as_messages
+from ..anchors.untrusted_files import parse_json, read_text, split_lines
 from .prompt_sets import read_hub_file, sha256_of_prompts
 
 
@@ -225,13 +225,13 @@ def load_task_file(path: str, rule: str, max_new_tokens: int = 200) -> Task:
     if not file.is_file():
         raise FileNotFoundError(f"There is no task file `{path}` (looked from {Path.cwd()}).")
     prompts, references = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in split_lines(read_text(file)):
+        row = parse_json(line, f"{path}, line {number}")
         try:
-            row = json.loads(line)
             prompts.append(as_messages(row["prompt"]))
             completion = row["completion"] if isinstance(row["completion"], str) else row["completion"][-1]["content"]
+            if not isinstance(completion, str) or not completion.strip():
+                raise TypeError(f"the completion is {repr(completion)[:200]}")
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise ValueError(
                 f"{path}, line {number}: expected a row with `prompt` and `completion`, each a string or messages "

@@ -5,18 +5,19 @@ Model cards of anchors and of what is trained with them, made from the run's own
 not known, is absent.
 """
 
-import functools
-import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from huggingface_hub import EvalResult, EvalResultEntry, HfApi, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from ..anchors.provenance import PAPER, is_hub_id
+from ..anchors.provenance import PAPER, is_hub_id, public_name
+from .licenses import base_model_license
+from .markup import Markup, code, escape, one_line, render
 
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ EVAL_RESULTS_NAME = ".eval_results/trl_sbr.yaml"
 _TEMPLATES = Path(__file__).parent / "templates"
 _NOTES_BEGIN = "<!-- trl_sbr: your notes begin -->"
 _NOTES_END = "<!-- trl_sbr: your notes end -->"
-_NOTES = re.compile(f"{re.escape(_NOTES_BEGIN)}\n?(.*?){re.escape(_NOTES_END)}", re.DOTALL)
+# On lines of their own: in a line, they are somebody's text
+_NOTES = re.compile(f"^{re.escape(_NOTES_BEGIN)}\n(.*?)^{re.escape(_NOTES_END)}$", re.DOTALL | re.MULTILINE)
 
 # Columns of a report that the card names otherwise; others stand under their own names
 _MODEL_LABELS = {"aligned": "aligned model", "sft": "after SFT", "sbr": "after SBR"}
@@ -67,7 +69,7 @@ class Figure:
     @property
     def dataset_id(self) -> str | None:
         """The dataset's id, if it is one of the Hub's."""
-        match = re.match(r"Hub, ([\w.-]+/[\w.-]+)", self.source or "")
+        match = re.match(r"Hub, ([\w.-]{1,96}/[\w.-]{1,96})(,|$)", self.source or "")
         return match and match[1]
 
 
@@ -102,8 +104,11 @@ def read_figures(report: dict[str, Any]) -> list[Figure]:
             shares = {m: share for m, share in shares.items() if share is not None}
             about = report["prompts"].get(name.split("+")[0], {})  # `+prefill` and the like are of the same set
             if shares:
+                told, revision = one_line(name), about.get("revision")
                 found.append(
-                    Figure(metric, f"{label}, {name}", name, about.get("source"), about.get("revision"), shares)
+                    Figure(
+                        metric, f"{label}, {told}", told, about.get("source"), revision and one_line(revision), shares
+                    )
                 )
     return found
 
@@ -151,25 +156,30 @@ def _cell(share: dict | None) -> str:
     return f"{share['percent']:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _results_table(report: dict[str, Any]) -> str:
+def _results_table(report: dict[str, Any]) -> Markup:
     figures = read_figures(report)
     models = list(dict.fromkeys(model for figure in figures for model in figure.shares))
-    lines = ["| | " + " | ".join(_MODEL_LABELS.get(m, m) for m in models) + " |", "|---" * (len(models) + 1) + "|"]
+    lines = [
+        "| | " + " | ".join(escape(_MODEL_LABELS.get(m, m)) for m in models) + " |",
+        "|---" * (len(models) + 1) + "|",
+    ]
     for figure in figures:
         counts = sorted({share["n"] for share in figure.shares.values()})
         cells = " | ".join(_cell(figure.shares.get(model)) for model in models)
-        lines.append(f"| {figure.label} (n = {'–'.join(map(str, counts))}) | {cells} |")
-    return "\n".join(lines)
+        lines.append(f"| {escape(figure.label)} (n = {'–'.join(map(str, counts))}) | {cells} |")
+    return Markup("\n".join(lines))
 
 
-def _describe(value: Any) -> str:
-    """A record in words: `key value, key value`; what is not known is left out."""
+def _describe(value: Any, show: Callable[[Any], str] = escape) -> Markup:
+    """A record in words: `key value, key value`, each shown as `show` does; what is not known is left out."""
     if not isinstance(value, dict):
-        return str(value)
-    return ", ".join(
-        f"{key} {_describe(item)}"
-        for key, item in value.items()
-        if item not in (None, False) and "\n" not in str(item)  # a chat template is no word
+        return Markup(show(value))
+    return Markup(
+        ", ".join(
+            f"{show(key)} {_describe(item, show)}"
+            for key, item in value.items()
+            if item is not None and item is not False and "\n" not in str(item)  # a chat template is no word
+        )
     )
 
 
@@ -194,7 +204,7 @@ def eval_results(report: dict[str, Any], own: str | None) -> list[EvalResult]:
 
 def eval_results_yaml(report: dict[str, Any], own: str | None) -> str | None:
     """The figures of the hardened model on datasets of the Hub, for `.eval_results/`. `None` if there are none."""
-    judge = _describe(report["judge"])
+    judge = _describe(report["judge"], one_line)
     entries = [
         EvalResultEntry(
             dataset_id=figure.dataset_id,
@@ -207,30 +217,6 @@ def eval_results_yaml(report: dict[str, Any], own: str | None) -> str | None:
         if figure.dataset_id and own in figure.shares
     ]
     return yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
-
-
-@functools.cache
-def base_model_license(model_name_or_path: str) -> dict[str, str]:
-    """
-    The licence that a model's card states.
-
-    Args:
-        model_name_or_path (`str`):
-            Folder or Hub id of the model.
-
-    Returns:
-        `dict[str, str]`: `license`, and `license_name` and `license_link` where they are stated. Empty if the card cannot
-        be read, or states none.
-    """
-    try:
-        if os.path.isdir(model_name_or_path):
-            data = ModelCard.load(Path(model_name_or_path, CARD_NAME)).data
-        else:
-            data = HfApi().model_info(model_name_or_path, timeout=10).card_data
-    except (HTTPError, OSError, ValueError):  # no card, no such model, or no Hub
-        return {}
-    stated = {key: data.get(key) for key in ("license", "license_name", "license_link")} if data else {}
-    return {key: value for key, value in stated.items() if isinstance(value, str)}
 
 
 def keep_notes(new: str, old: str) -> str:
@@ -260,15 +246,16 @@ def keep_notes(new: str, old: str) -> str:
 
 
 def _render(template: str, data: ModelCardData, **variables: Any) -> str:
-    card = ModelCard.from_template(
-        data,
-        template_path=str(_TEMPLATES / template),
-        notes_begin=_NOTES_BEGIN,
-        notes_end=_NOTES_END,
-        paper=PAPER,
+    text = render(
+        (_TEMPLATES / template).read_text(encoding="utf-8"),
+        card_data=Markup(data.to_yaml()),
+        license=data.license,
+        notes_begin=Markup(_NOTES_BEGIN),
+        notes_end=Markup(_NOTES_END),
+        paper={**PAPER, "citation": Markup(PAPER["citation"])},
         **variables,
     )
-    text = re.sub(r"\n{3,}", "\n\n", card.content)  # where a part is absent
+    text = re.sub(r"\n{3,}", "\n\n", text)  # where a part is absent
     return text.strip() + "\n"
 
 
@@ -332,21 +319,22 @@ def render_model_card(
     Returns:
         `str`: Metadata and text of the card.
     """
-    base, peft = run["base_model"]["name_or_path"], run["peft"]
+    path, peft = run["base_model"]["name_or_path"], run["peft"]
+    base = public_name(path)
     name = repo_id.rstrip("/").split("/")[-1]
     tags = ["trl", "sft", *run["tags"]]
     tags += ["sbr", "safety-anchor"] if anchor is not None else []
     tags += [peft["peft_type"].lower()] if peft else []
     results = [] if report is None else eval_results(report, own)
     data = ModelCardData(
-        **base_model_license(base),
+        **base_model_license(path),
         base_model=base if is_hub_id(base) else None,
         base_model_relation=("adapter" if peft else "finetune") if is_hub_id(base) else None,
         library_name="peft" if peft else "transformers",
         pipeline_tag="text-generation",
-        datasets=[dataset["id"] for dataset in run["datasets"]] or None,
+        datasets=[dataset["id"] for dataset in run["datasets"] if is_hub_id(dataset["id"])] or None,
         metrics=sorted({result.metric_type for result in results}) or None,
-        tags=sorted(set(tags)),
+        tags=sorted(set(map(one_line, tags))),
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -357,23 +345,25 @@ def render_model_card(
         repo_id=repo_id,
         run=run,
         base=_link(base),
-        base_is_local="/" in base and not is_hub_id(base),
+        base_is_local=base != path and not is_hub_id(base),
         peft=peft and _describe(peft),
         datasets=[(dataset, _link(dataset["id"], "datasets/")) for dataset in run["datasets"]],
         training=_describe(run["training"]),
         versions=_describe(run["versions"]),
         anchor=anchor,
+        anchor_repo=run["anchor"] and _link(run["anchor"]["repo_id"]),
         count=anchor and len(anchor.prompts),
         questions=[] if anchor is None else [prompt[-1]["content"] for prompt in anchor.prompts if prompt is not None],
-        license=data.license,
         table=report and _results_table(report),
         judge=report and report["judge"] and _describe(report["judge"]),
         decoding=report and _describe(report.get("decoding")),
-        pictures=pictures,
+        pictures=[Markup(quote(picture)) for picture in pictures],
     )
 
 
-def _link(name: str, prefix: str = "") -> str:
+def _link(name: str, prefix: str = "") -> Markup:
     if not name:
-        return "a model without a name"
-    return f"[{name}](https://huggingface.co/{prefix}{name})" if is_hub_id(name) else f"`{name}`"
+        return Markup("a model without a name")
+    if is_hub_id(name):
+        return Markup(f"[{escape(name)}](https://huggingface.co/{prefix}{name})")
+    return code(public_name(name))

@@ -3,7 +3,6 @@
 """The folder that a training or a capture leaves: its card, and what of it is published."""
 
 import fnmatch
-import json
 import re
 import shlex
 from pathlib import Path
@@ -13,14 +12,15 @@ from huggingface_hub import CommitInfo
 
 from ..anchors.anchor_files import (
     CONFIG_NAME,
-    TENSOR_NAME,
     AnchorConfig,
     anchor_to_files,
     sha256_hex,
     write_atomically,
 )
 from ..anchors.safety_anchor import SafetyAnchor
+from ..anchors.untrusted_files import read_text
 from ..evaluation.models import ModelEntry
+from ..evaluation.report_file import read_report
 from ..trainers.run_record import (
     ADAPTER_WEIGHTS,
     MODEL_WEIGHTS,
@@ -40,6 +40,7 @@ from .cards import (
     render_anchor_card,
     render_model_card,
 )
+from .public import check_is_no_link, public_config, without_local_paths
 from .repository import push_files
 
 
@@ -65,14 +66,22 @@ _PUBLISHED = (
     "vocab.json",
     "vocab.txt",
 )
+_WITH_NAMES_OF_MODELS = (
+    "adapter_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    REPORT_NAME,
+)
 
 
 def _read_report(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The report that lies in a folder, and its column that was measured on the folder."""
     path = folder / REPORT_NAME
-    if not path.is_file():
+    if not path.exists():
         return None, None
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(path)
     return report, own_model(report, ModelEntry("", str(folder)).identify()["sha256"])
 
 
@@ -82,7 +91,7 @@ def _pictures(folder: Path) -> tuple[str, ...]:
 
 def _with_notes(card: str, folder: Path) -> str:
     path = folder / CARD_NAME
-    return keep_notes(card, path.read_text(encoding="utf-8")) if path.is_file() else card
+    return keep_notes(card, read_text(path)) if path.exists() else card
 
 
 def write_card(folder: Path, repo_id: str, run: dict[str, Any], anchor: AnchorConfig | None) -> None:
@@ -121,7 +130,8 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
 
     Raises:
         FileNotFoundError: If the folder holds neither a trained adapter or model nor an anchor, or lacks a part of it.
-        ValueError: If a part of it is corrupted, or of another training, see [`~trl_sbr.trainers.run_record.check_folder`].
+        ValueError: If a part of it is corrupted, is a symbolic link, or is of another training, see
+            [`~trl_sbr.trainers.run_record.check_folder`].
     """
     is_trained = bool(find_weights(folder)) or (folder / RECORD_NAME).is_file()
     run = check_folder(folder) if is_trained else None
@@ -129,10 +139,9 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
     files: dict[str, Path | bytes] = {}
     if (folder / CONFIG_NAME).is_file():
         anchor = SafetyAnchor.from_pretrained(folder)
-        files |= {name: folder / name for name in (CONFIG_NAME, TENSOR_NAME)}
         if anchor.has_prompts and not with_prompts:
             anchor = anchor.without_prompts()
-            files |= anchor_to_files(anchor.config, anchor.hidden_states)
+        files |= anchor_to_files(public_config(anchor.config), anchor.hidden_states)
     if run is None:
         if anchor is None:
             raise FileNotFoundError(
@@ -160,13 +169,20 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
     report, own = _read_report(folder)
     pictures = _pictures(folder) if report else ()
     card = render_model_card(run, repo_id, anchor and anchor.config, report, own, pictures)
-    hidden = {name: sha256_hex(data) for name, data in files.items() if isinstance(data, bytes)}  # without prompts
-    record = record_to_bytes({**run, "files": {**run["files"], **hidden}}) if hidden else folder / RECORD_NAME
-    files |= {**published, RECORD_NAME: record, CARD_NAME: _with_notes(card, folder).encode()}
+    files |= {**published, CARD_NAME: _with_notes(card, folder).encode()}
     if report is not None:
         files |= {name: folder / name for name in (REPORT_NAME, *pictures)}
         results = eval_results_yaml(report, own)
         files |= {EVAL_RESULTS_NAME: results.encode()} if results else {}
+    for name, content in files.items():
+        if isinstance(content, Path):
+            check_is_no_link(content, folder)
+        if Path(name).name in _WITH_NAMES_OF_MODELS:  # in subfolders too
+            files[name] = without_local_paths(content, name)
+    # Last, of what is published: prompts and paths of this machine may have been taken out
+    changed = {name: sha256_hex(files[name]) for name in run["files"] if isinstance(files.get(name), bytes)}
+    record = record_to_bytes({**run, "files": {**run["files"], **changed}})
+    files[RECORD_NAME] = without_local_paths(record, RECORD_NAME)
     return files
 
 

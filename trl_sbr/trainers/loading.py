@@ -8,6 +8,7 @@ from trl import clone_chat_template, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from ..anchors.adapters import AdapterFiles, load_adapter, load_processing_class
+from ..anchors.untrusted_files import read_text
 
 
 def get_model_init_kwargs(training_args, model_args) -> dict:
@@ -52,7 +53,7 @@ def load_model_and_processing_class(
     )
     template_path = training_args.chat_template_path
     if template_path is not None and Path(template_path).suffix in (".jinja", ".j2"):
-        processing_class.chat_template = Path(template_path).read_text(encoding="utf-8")
+        processing_class.chat_template = read_text(template_path)
     elif template_path is not None:
         model, processing_class, _ = clone_chat_template(model, processing_class, template_path)
     if adapter is not None:

@@ -53,7 +53,8 @@ _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "t
 def find_weights(folder: Path) -> set[str]:
     """Names of the files in a folder that a model or an adapter is loaded from."""
     patterns = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
-    return {path.name for path in folder.glob("*") if any(fnmatch.fnmatch(path.name, p) for p in patterns)}
+    names = {path.name for path in folder.glob("*") if path.is_file()}
+    return {name for name in names if any(fnmatch.fnmatch(name, p) for p in patterns)}
 
 
 def hash_files(folder: Path, others: Iterable[str] = ()) -> dict[str, str]:

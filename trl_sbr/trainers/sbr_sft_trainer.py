@@ -520,7 +520,8 @@ class SBRSFTTrainer(SFTTrainer):
 
         folder.mkdir(parents=True, exist_ok=True)
         record = make_record(self, files or {}, tags)
-        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        # Resolved: `.` has a name too
+        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
         write_card(folder, repo_id, record, self.anchor and self.anchor.config)
         if files is not None:
             write_record(record, folder)
