@@ -56,7 +56,7 @@ def make_record(trainer: "SBRSFTTrainer", tags: str | list[str] | None = None) -
             "name_or_path": base,
             "revision": cached_commit(base, (args.model_init_kwargs or {}).get("revision")),
         },
-        "peft": _peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
+        "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
         "sbr": {"anchor_loss_coef": args.anchor_loss_coef, "anchor_loss_type": args.anchor_loss_type},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "datasets": [
@@ -99,7 +99,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _peft_settings(model: PeftModel) -> dict[str, Any]:
+def peft_settings(model: PeftModel) -> dict[str, Any]:
+    """What a record says of an adapter."""
     settings = model.active_peft_config.to_dict()
     found = {name: settings.get(name) for name in _PEFT_SETTINGS}
     found["peft_type"] = model.active_peft_config.peft_type.value
