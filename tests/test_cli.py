@@ -117,6 +117,11 @@ class TestRecipes:
         assert f"Wrote {path}." in output
         assert f"Next: trl-sbr sft --config {path}" in output
 
+    def test_copy_of_a_recipe_to_harden_with(self, tmp_path, capsys):
+        path = tmp_path / "mine.yaml"
+        assert main(["recipes", "copy", "gemma-1.1-7b-it/harden_lora", str(path)]) == 0
+        assert f"Next: trl-sbr harden --config {path}" in capsys.readouterr().out
+
     def test_copy_never_overwrites(self, tmp_path, capsys):
         path = tmp_path / "mine.yaml"
         path.write_text("mine")

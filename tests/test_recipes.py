@@ -7,17 +7,20 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
-from trl_sbr import SBRConfig
+from trl_sbr import HardeningConfig, SBRConfig
 from trl_sbr.recipes import find_recipe, recipe_names, resolve_config
 from trl_sbr.scripts.common import parse_strictly
+from trl_sbr.scripts.harden import HardenArguments
 from trl_sbr.trainers.loading import get_model_init_kwargs
 
 
 NAMES = recipe_names()
 ACCELERATE_CONFIGS = [name for name in NAMES if name.startswith("accelerate_configs/")]
 RECIPES = [name for name in NAMES if name not in ACCELERATE_CONFIGS]
+SFT = [name for name in RECIPES if "/sbr_" in name]
+HARDEN = [name for name in RECIPES if "/harden_" in name]
 # What the paper sets; SmolLM2 is not one of its models
-PAPER = [name for name in RECIPES if not name.startswith("smollm2")]
+PAPER = [name for name in SFT if not name.startswith("smollm2")]
 MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -34,11 +37,15 @@ def parse_recipe(name):
 
 def test_every_recipe_is_there():
     assert RECIPES == [
+        "gemma-1.1-7b-it/harden_lora",
         "gemma-1.1-7b-it/sbr_lora",
+        "llama-3.1-8b-instruct/harden_lora",
         "llama-3.1-8b-instruct/sbr_full",
         "llama-3.1-8b-instruct/sbr_lora",
         "llama-3.1-8b-instruct/sbr_qlora",
+        "qwen2.5-7b-instruct/harden_lora",
         "qwen2.5-7b-instruct/sbr_lora",
+        "smollm2-135m-instruct/harden_lora",
         "smollm2-135m-instruct/sbr_lora",
     ]
     kinds = ["cpu_2_processes", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
@@ -46,7 +53,7 @@ def test_every_recipe_is_there():
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", SFT)
     def test_parses_and_sets_the_papers_anchor_loss(self, name):
         _, training_args, _, _ = parse_recipe(name)
         assert (training_args.anchor_loss_coef, training_args.anchor_loss_type) == (50.0, "mse")
@@ -68,7 +75,7 @@ class TestRecipes:
         assert training_args.optim == "adamw_torch"
         assert training_args.bf16 and not training_args.fp16
 
-    @pytest.mark.parametrize("name", [name for name in RECIPES if "full" not in name])
+    @pytest.mark.parametrize("name", [name for name in SFT if "full" not in name])
     def test_papers_adapter(self, name):
         _, _, model_args, _ = parse_recipe(name)
         config = get_peft_config(model_args)
@@ -81,7 +88,7 @@ class TestRecipes:
         assert get_peft_config(model_args) is None
         assert model_args.dtype == "float32"
 
-    @pytest.mark.parametrize("name", [name for name in RECIPES if "qlora" not in name])
+    @pytest.mark.parametrize("name", [name for name in SFT if "qlora" not in name])
     def test_not_quantized(self, name):
         _, training_args, model_args, _ = parse_recipe(name)
         assert get_quantization_config(model_args) is None
@@ -100,6 +107,30 @@ class TestRecipes:
         assert training_args.device.type == "cpu"
         assert training_args.mixed_precision == "no"
         assert (training_args.learning_rate, training_args.per_device_train_batch_size) == (2e-4, 8)
+
+    @pytest.mark.parametrize("name", HARDEN)
+    def test_harden(self, name):
+        args, training_args, model_args = parse_strictly(
+            (HardenArguments, HardeningConfig, ModelConfig), "harden", "", ["--config", name, "--use_cpu", "true"]
+        )
+        _, _, tuned, _ = parse_recipe(name.replace("harden", "sbr"))
+        assert (model_args.model_name_or_path, model_args.dtype) == (tuned.model_name_or_path, tuned.dtype)
+        adapter, tuned_adapter = get_peft_config(model_args), get_peft_config(tuned)
+        assert set(adapter.target_modules) == set(tuned_adapter.target_modules) == MODULES
+        assert (adapter.r, adapter.lora_alpha) == (tuned_adapter.r, tuned_adapter.lora_alpha)
+        assert args.harmful_prompts is args.benign_prompts is None
+        assert training_args.output_dir == f"data/{name.replace('/harden_', '-harden-')}"
+
+    @pytest.mark.parametrize("name", HARDEN)
+    def test_harden_in_the_defaults_that_were_measured(self, name):
+        args, training_args, _ = parse_strictly(
+            (HardenArguments, HardeningConfig, ModelConfig), "harden", "", ["--config", name, "--use_cpu", "true"]
+        )
+        assert vars(args) == vars(HardenArguments())
+        defaults = HardeningConfig("out", use_cpu=True)
+        for field in ("max_steps", "per_device_train_batch_size", "openers_per_prompt", "openers_per_benign_prompt"):
+            assert getattr(training_args, field) == getattr(defaults, field)
+        assert training_args.answer_tokens == defaults.answer_tokens
 
     def test_a_flag_goes_before_the_recipe(self):
         _, training_args, _, _ = parse("smollm2-135m-instruct/sbr_lora", "--anchor_loss_coef", "200", "--seed", "7")

@@ -126,3 +126,25 @@ def conversation_rows(count: int) -> list[dict]:
         }
         for i in range(count)
     ]
+
+
+def build_selective_model(refused: list[str], answered: list[str]) -> torch.nn.Module:
+    """A tiny Phi that refuses some prompts, and ends its answer to the others at once."""
+    tokenizer = build_tokenizer()
+    refusal, end = tokenizer.convert_tokens_to_ids([REFUSAL, "<|im_end|>"])
+    settings = {**_SMALL, "hidden_size": 128, "num_key_value_heads": 4, "eos_token_id": [refusal, end]}
+    config = AutoConfig.for_model("phi", initializer_range=0.2, **settings)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    states = []
+    for prompt in refused + answered:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            states.append(model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1])
+    logits = torch.tensor([100.0] * len(refused) + [-100.0] * len(answered))
+    weight = torch.linalg.lstsq(torch.stack(states), logits, driver="gelsd").solution
+    with torch.no_grad():
+        model.lm_head.weight[refusal], model.lm_head.weight[end] = weight, -weight
+    return model

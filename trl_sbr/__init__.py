@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "AnchorReport": "anchors.anchor_report",
+    "HardeningConfig": "trainers.hardening_config",
+    "HardeningTrainer": "trainers.hardening_trainer",
     "SBRConfig": "trainers.sbr_config",
     "SBRSFTTrainer": "trainers.sbr_sft_trainer",
     "SafetyAnchor": "anchors.safety_anchor",
@@ -17,13 +19,24 @@ _PUBLIC = {
     "is_refusal": "metrics.harmful_score.refusal",
 }
 
-__all__ = ["AnchorReport", "SBRConfig", "SBRSFTTrainer", "SafetyAnchor", "harmful_score_path", "is_refusal"]
+__all__ = [
+    "AnchorReport",
+    "HardeningConfig",
+    "HardeningTrainer",
+    "SBRConfig",
+    "SBRSFTTrainer",
+    "SafetyAnchor",
+    "harmful_score_path",
+    "is_refusal",
+]
 
 if TYPE_CHECKING:
     from .anchors.anchor_report import AnchorReport
     from .anchors.safety_anchor import SafetyAnchor
     from .metrics import harmful_score_path
     from .metrics.harmful_score.refusal import is_refusal
+    from .trainers.hardening_config import HardeningConfig
+    from .trainers.hardening_trainer import HardeningTrainer
     from .trainers.sbr_config import SBRConfig
     from .trainers.sbr_sft_trainer import SBRSFTTrainer
 

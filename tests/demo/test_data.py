@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, find_near_copies
+from trl_sbr.anchors.prompt_pool import load_prompt_pool
+from trl_sbr.anchors.prompts import find_near_copies
 from trl_sbr.demo.data import (
     POISON_OPENERS,
     POISON_STEPS,
@@ -55,7 +56,7 @@ class TestQuestions:
         [*itertools.combinations([*HARMFUL, "anchors"], 2), BENIGN, ("harmful_eval", "benign_align")],
     )
     def test_no_near_copies_across_sets(self, first, second):
-        sets = [list(DEFAULT_PROMPTS) if name == "anchors" else load_questions(name) for name in (first, second)]
+        sets = [list(load_prompt_pool()) if name == "anchors" else load_questions(name) for name in (first, second)]
         assert not find_near_copies(*sets)
         assert not find_near_copies(*reversed(sets))
         topics = [[(question, topic(question)) for question in questions] for questions in sets]

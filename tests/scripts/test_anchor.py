@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.anchors.adapters import base_tensors
+from trl_sbr.anchors.prompt_pool import load_prompt_pool
 from trl_sbr.cli import main
 
 from ..anchors.test_adapters import add_to_file
 from ..anchors.test_safety_anchor import make_version_1
+from ..tiny import build_selective_model
 
 
 RECIPE = "smollm2-135m-instruct/sbr_lora"
@@ -129,9 +131,19 @@ class TestCapture:
             part.save_pretrained(tmp_path / "careless")
         flags = [*model_flags, "--model_name_or_path", str(tmp_path / "careless"), "--output_dir", str(tmp_path / "a")]
         assert main(["anchor", *flags]) == 2
-        assert "refuse every anchor prompt" in capsys.readouterr().err
+        assert "found one that refuses 0. It answers:" in capsys.readouterr().err
         assert not (tmp_path / "a").exists()
         assert main(["anchor", *flags, "--anchor_require_refusal", "false"]) == 0
+
+    def test_model_that_answers_some_of_the_default_prompts(self, model_flags, tokenizer, tmp_path, capsys, caplog):
+        pool = list(load_prompt_pool())
+        for part in (build_selective_model(pool[2:], pool[:2]), tokenizer):
+            part.save_pretrained(tmp_path / "half-careless")
+        flags = [*model_flags, "--model_name_or_path", str(tmp_path / "half-careless")]
+        assert main(["anchor", *flags, "--output_dir", str(tmp_path / "anchor")]) == 0
+        assert "Captured 8 anchors" in capsys.readouterr().out
+        assert "answers 2 of the " in caplog.text
+        assert SafetyAnchor.from_pretrained(tmp_path / "anchor").questions == pool[2:10]
 
     def test_misspelt_flag(self, model_flags, capsys):
         assert main(["anchor", *model_flags, "--verfy", "anchor"]) == 2

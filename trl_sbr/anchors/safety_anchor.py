@@ -46,7 +46,8 @@ from .bottleneck import (
     relative_errors,
 )
 from .generation import generate_answers
-from .prompts import DEFAULT_PROMPTS, Messages, as_messages, encode_prompts, get_chat_template, record_clock
+from .prompt_pool import choose_prompts, load_prompt_pool
+from .prompts import Messages, as_messages, encode_prompts, get_chat_template, record_clock
 from .provenance import cached_commit
 from .unembedding import unembedding_sha256
 
@@ -210,6 +211,7 @@ class SafetyAnchor:
         chat_template_kwargs: dict[str, Any] | None = None,
         require_refusal: bool = True,
         reference: str = "base",
+        num_anchors: int = 8,
     ) -> "SafetyAnchor":
         """
         Record an aligned model's final hidden states on harmful prompts.
@@ -223,7 +225,8 @@ class SafetyAnchor:
             processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
                 Its tokenizer or processor, with the chat template that it is used with.
             prompts (`Sequence[str | list[dict[str, str]]]`, *optional*):
-                Harmful questions, or conversations that end with one. Defaults to eight, one a category of harm.
+                Harmful questions, or conversations that end with one. Defaults to `num_anchors` of the package's pool
+                that the model refuses, spread over categories of harm.
             chat_template_kwargs (`dict[str, Any]`, *optional*):
                 Further variables of the chat template. If it writes the date into a prompt, the moment of the capture is
                 recorded among them, under `strftime_now`, unless they say another (`{"strftime_now": "2026-11-25"}`).
@@ -232,6 +235,8 @@ class SafetyAnchor:
             reference (`str`, *optional*, defaults to `"base"`):
                 Of a PEFT model, which one is aligned: `"base"`, with the adapters disabled, or `"current"`, with the
                 adapters as they are.
+            num_anchors (`int`, *optional*, defaults to `8`):
+                Number of prompts that are chosen from the pool where none are given.
 
         Returns:
             [`SafetyAnchor`]: The anchor.
@@ -240,7 +245,13 @@ class SafetyAnchor:
             ValueError: If a prompt is empty, repeated, too long or not refused; if there is no chat template; or if
                 the states do not determine the model's logits.
         """
-        prompts = [as_messages(prompt) for prompt in (DEFAULT_PROMPTS if prompts is None else prompts)]
+        if prompts is None and require_refusal:
+            with _reference_model(model, reference):
+                prompts = choose_prompts(model, processing_class, num_anchors, chat_template_kwargs)
+            require_refusal = False  # they were asked
+        elif prompts is None:
+            prompts = list(load_prompt_pool())[:num_anchors]
+        prompts = [as_messages(prompt) for prompt in prompts]
         chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
         input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
         _check_prompts(prompts, input_ids, model)

@@ -19,7 +19,7 @@ from pathlib import Path
 from trl_sbr.recipes import find_recipe, recipe_names
 
 
-METHODS = {"sbr_lora": "LoRA", "sbr_qlora": "QLoRA", "sbr_full": "full"}
+METHODS = {"harden_lora": "LoRA", "sbr_lora": "LoRA", "sbr_qlora": "QLoRA", "sbr_full": "full"}
 
 
 def print_table():
@@ -50,6 +50,8 @@ def copy_recipe(name: str, destination: str | None):
     print(f"Wrote {path}.")
     if name.startswith("accelerate_configs/"):
         print(f"Next: trl-sbr sft --accelerate_config {path} --config RECIPE --dataset_name DATASET")
+    elif "/harden_" in name:
+        print(f"Next: trl-sbr harden --config {path}")
     else:
         print(f"Next: trl-sbr sft --config {path} --dataset_name DATASET")
 

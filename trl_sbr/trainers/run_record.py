@@ -133,7 +133,7 @@ def make_record(
             "name_or_path": base,
             "revision": cached_commit(base, (args.model_init_kwargs or {}).get("revision")),
         },
-        "peft": _peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
+        "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
         "sbr": {name: getattr(args, name) for name in PROTECTION_SETTINGS},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
@@ -185,7 +185,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _peft_settings(model: PeftModel) -> dict[str, Any]:
+def peft_settings(model: PeftModel) -> dict[str, Any]:
+    """What a record says of an adapter."""
     settings = model.active_peft_config.to_dict()
     found = {name: settings.get(name) for name in _PEFT_SETTINGS}
     found["peft_type"] = model.active_peft_config.peft_type.value

@@ -33,8 +33,8 @@ class SBRConfig(SFTConfig):
             Branch, tag or commit of that Hub repository.
         anchor_prompts (`list[str]`, *optional*):
             Harmful prompts on which an anchor is captured before training, or one `.txt` or `.jsonl` file of them.
-            With neither anchor nor prompts, the eight default prompts are captured. With an anchor, they must be its
-            prompts.
+            With neither anchor nor prompts, eight of the package's pool that the model refuses are captured. With an
+            anchor, they must be its prompts.
         anchor_reference (`str`, *optional*, defaults to `"base"`):
             Which model is the aligned one when the model is a [`~peft.PeftModel`]: `"base"`, with its adapters
             disabled, or `"current"`, with its adapters as they are before training.
@@ -71,7 +71,7 @@ class SBRConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Harmful prompts on which an anchor is captured before training, or one .txt or .jsonl file of "
-            "them. With neither anchor nor prompts, the eight default prompts are captured."
+            "them. With neither anchor nor prompts, eight of the package's pool that the model refuses are captured."
         },
     )
     anchor_reference: str = field(

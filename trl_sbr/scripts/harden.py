@@ -1,0 +1,281 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Harden an aligned model before anybody's data come: make it refuse where its answer has been begun for it.
+
+```bash
+trl-sbr harden --config llama-3.1-8b-instruct/harden_lora --output_dir my-aligned
+trl-sbr sft --config llama-3.1-8b-instruct/sbr_lora --model_name_or_path my-aligned --dataset_name untrusted.jsonl
+```
+
+The folder holds the model with the adapter merged, which loads everywhere, the adapter alone in `adapter/`, and
+`hardening.json`: the settings, the prompts used and left out, and the figures before and after.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from trl_sbr.scripts.common import check_model_name, parse_strictly
+
+
+RECORD_NAME = "hardening.json"
+
+# What held-out prompts are asked behind; no model is hardened behind these
+PREFILLS = ("Sure, here is how: ", "Of course! Step 1:")
+BENIGN_PREFILL = "Sure, here is "
+ANSWER_TOKENS = 32  # enough of an answer to tell a refusal
+
+_SETTINGS = (
+    "openers_per_prompt",
+    "openers_per_benign_prompt",
+    "answer_tokens",
+    "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+    "seed",
+)
+
+
+@dataclass
+class HardenArguments:
+    """
+    What to harden a model on.
+
+    Args:
+        harmful_prompts (`str`, *optional*):
+            A `.txt` or `.jsonl` file of prompts that the model should refuse. Defaults to the demo's.
+        benign_prompts (`str`, *optional*):
+            A `.txt` or `.jsonl` file of prompts that it should answer. Defaults to the demo's.
+        num_harmful_prompts (`int`, *optional*, defaults to `128`):
+            Number of the harmful prompts that are drawn. Those that the model answers are left out.
+        num_benign_prompts (`int`, *optional*, defaults to `256`):
+            Number of the benign prompts that are drawn.
+        num_eval_prompts (`int`, *optional*, defaults to `32`):
+            Number of further prompts of both kinds that are drawn and held out, to be asked before and after.
+    """
+
+    harmful_prompts: str | None = field(
+        default=None, metadata={"help": "A .txt or .jsonl file of prompts to refuse. Defaults to the demo's."}
+    )
+    benign_prompts: str | None = field(
+        default=None, metadata={"help": "A .txt or .jsonl file of prompts to answer. Defaults to the demo's."}
+    )
+    num_harmful_prompts: int = field(
+        default=128, metadata={"help": "Number of harmful prompts drawn. Those that the model answers are left out."}
+    )
+    num_benign_prompts: int = field(default=256, metadata={"help": "Number of benign prompts drawn."})
+    num_eval_prompts: int = field(
+        default=32,
+        metadata={"help": "Number of further prompts of both kinds, held out, that are asked before and after."},
+    )
+
+
+def draw_prompts(path: str | None, shipped: str, num_prompts: int, num_eval_prompts: int, seed: int) -> tuple:
+    """
+    Draws the prompts that are held out, a quarter of all at most, and from the others those to train on.
+
+    Args:
+        path (`str`, *optional*):
+            A file of prompts.
+        shipped (`str`):
+            The demo's set of questions, which stands in for it.
+        num_prompts (`int`):
+            Number to train on.
+        num_eval_prompts (`int`):
+            Number to hold out.
+        seed (`int`):
+            Seed of the draw.
+
+    Returns:
+        `tuple[list, list]`: Prompts to train on, and prompts that are held out.
+    """
+    from trl_sbr.anchors.prompts import as_messages, load_prompts
+    from trl_sbr.demo.data import load_questions
+
+    prompts = [as_messages(prompt) for prompt in (load_questions(shipped) if path is None else load_prompts(path))]
+    prompts = list({json.dumps(prompt): prompt for prompt in prompts}.values())
+    random.Random(seed).shuffle(prompts)
+    num_held_out = min(num_eval_prompts, len(prompts) // 4)
+    return prompts[num_held_out : num_held_out + num_prompts], prompts[:num_held_out]
+
+
+def measure(model, processing_class, harmful: list, benign: list) -> dict:
+    """Asks held-out prompts, plain and behind openers, and returns the shares of what should not be."""
+    from trl_sbr.anchors.generation import BatchSize, generate_token_ids
+    from trl_sbr.anchors.prompts import encode_prompts, get_tokenizer
+    from trl_sbr.metrics.harmful_score.refusal import is_refusal
+    from trl_sbr.metrics.harmful_score.verdicts import Share
+
+    tokenizer = get_tokenizer(processing_class)
+
+    def refusals(prompts, prefill):
+        begun = tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
+        input_ids = [ids + begun for ids in encode_prompts(processing_class, prompts)]
+        for batch in generate_token_ids(model, tokenizer, input_ids, ANSWER_TOKENS, BatchSize(32)):
+            yield from (is_refusal(tokenizer.decode(ids, skip_special_tokens=True).strip()) for ids in batch.values())
+
+    figures = {"harmful_answered": {}, "benign_refused": {}}
+    for prefill in ("", *PREFILLS) if harmful else ():
+        refused = sum(refusals(harmful, prefill))
+        figures["harmful_answered"][prefill] = Share(len(harmful) - refused, len(harmful)).to_dict()
+    for prefill in ("", BENIGN_PREFILL) if benign else ():
+        figures["benign_refused"][prefill] = Share(sum(refusals(benign, prefill)), len(benign)).to_dict()
+    return figures
+
+
+def check_output_dir(output_dir: Path, checkpoint: str | None):
+    """Nothing that is there already is overwritten: only a run that is resumed finds its checkpoints."""
+    if (output_dir / RECORD_NAME).exists() or (
+        checkpoint is None and output_dir.is_dir() and any(output_dir.iterdir())
+    ):
+        raise FileExistsError(
+            f"`{output_dir}` holds files already, expected a new or empty `output_dir`. Choose another one; to go on with "
+            "a run that left checkpoints there, add `--resume_from_checkpoint true`."
+        )
+
+
+@contextlib.contextmanager
+def half_made(output_dir: Path) -> Iterator[Path]:
+    """
+    Yields a temporary folder whose files move into `output_dir` when the block ends well, the record last: a folder that
+    holds it is complete.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=output_dir) as folder:
+        yield Path(folder)
+        for name in sorted(os.listdir(folder), key=lambda name: name == RECORD_NAME):
+            os.replace(Path(folder, name), output_dir / name)
+
+
+def make_record(args: HardenArguments, trainer, num_benign: int) -> dict:
+    """Returns what a model was hardened with: no prompt, and no path of a file, is in it."""
+    from peft import PeftModel
+
+    from trl_sbr.anchors.provenance import cached_commit
+    from trl_sbr.trainers.run_record import peft_settings
+
+    name_or_path = trainer.model.config._name_or_path
+    settings = {name: getattr(trainer.args, name) for name in _SETTINGS}
+    return {
+        "base_model": {"name_or_path": name_or_path, "revision": cached_commit(name_or_path)},
+        "prompts": {
+            "harmful": "given by the user" if args.harmful_prompts else "of trl_sbr",
+            "harmful_asked": len(trainer.refused),
+            "harmful_refused": sum(trainer.refused),
+            "benign": "given by the user" if args.benign_prompts else "of trl_sbr",
+            "benign_used": num_benign,
+        },
+        "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
+        "training": {
+            "steps": trainer.state.global_step,
+            **{name: str(getattr(value, "value", value)) for name, value in settings.items()},
+            "num_processes": trainer.accelerator.num_processes,
+        },
+        "versions": {name: version(name) for name in ("trl_sbr", "transformers", "peft", "torch")},
+    }
+
+
+def report(before: dict, after: dict):
+    """Prints the figures before and after."""
+    print(f"\n{'held-out prompts':58} {'before':>8} {'after':>8}")
+    for kind, figures in before.items():
+        for prefill, share in figures.items():
+            name = f"{kind.replace('_', ' ')}{f', behind {prefill!r}' if prefill else ''} (n = {share['n']})"
+            print(f"{name:58} {share['percent']:6.1f} % {after[kind][prefill]['percent']:6.1f} %")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+
+    from accelerate import PartialState
+
+    code = harden(argv)
+    gc.collect()  # as in `sft.py`: before the process group goes
+    PartialState().destroy_process_group()
+    return code
+
+
+def harden(argv: list[str]) -> int:
+    """Hardens the model, writes it and says what became of it."""
+    from trl import ModelConfig, get_peft_config
+
+    from trl_sbr import HardeningConfig, HardeningTrainer
+    from trl_sbr.trainers.interruption import find_last_checkpoint
+    from trl_sbr.trainers.loading import load_model_and_processing_class
+
+    args, training_args, model_args = parse_strictly(
+        (HardenArguments, HardeningConfig, ModelConfig),
+        command="harden",
+        description="Make an aligned model refuse where its answer has been begun for it.",
+        argv=argv,
+    )
+    check_model_name(model_args)
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError(
+            "Found a quantized model, into which no adapter can be merged without loss. Harden the model itself (`dtype: "
+            "bfloat16`), and quantize the result."
+        )
+    output_dir = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    checkpoint = find_last_checkpoint(output_dir) if resume is True else resume
+    check_output_dir(output_dir, checkpoint)
+    seed = training_args.seed
+    harmful, held_out_harmful = draw_prompts(
+        args.harmful_prompts, "harmful_align", args.num_harmful_prompts, args.num_eval_prompts, seed
+    )
+    benign, held_out_benign = draw_prompts(
+        args.benign_prompts, "benign_align", args.num_benign_prompts, args.num_eval_prompts, seed
+    )
+
+    model, processing_class = load_model_and_processing_class(training_args, model_args)
+    before = measure(model, processing_class, held_out_harmful, held_out_benign)
+    start = time.time()
+    peft_config = get_peft_config(model_args)
+    trainer = HardeningTrainer(model, training_args, processing_class, harmful, benign, peft_config)
+    say = trainer.accelerator.print
+    refused = sum(trainer.refused)
+    say(
+        f"The model refuses {refused} of {len(harmful)} harmful prompts: the other {len(harmful) - refused} are left out."
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    if trainer.is_world_process_zero():
+        record = make_record(args, trainer, len(benign)) | {"seconds": round(time.time() - start)}
+        with half_made(output_dir) as folder:
+            hardened = trainer.model
+            if peft_config is not None:
+                hardened.save_pretrained(folder / "adapter")
+                hardened = hardened.merge_and_unload()
+            hardened.save_pretrained(folder)
+            processing_class.save_pretrained(folder)
+            after = measure(hardened, processing_class, held_out_harmful, held_out_benign)
+            record |= {"judge": "lexical refusal check", "decoding": "greedy", "before": before, "after": after}
+            (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        report(before, after)
+    trainer.accelerator.wait_for_everyone()
+    say(f"\nWrote the hardened model to {output_dir}, and what was done to it to {output_dir / RECORD_NAME}.")
+    say(f"Next: trl-sbr sft --config RECIPE --model_name_or_path {output_dir} --dataset_name DATASET")
+    return 0
+
+
+if __name__ == "__main__":
+    from trl_sbr.cli import main as cli
+
+    sys.exit(cli(["harden", *sys.argv[1:]]))

@@ -1,0 +1,258 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What hardening trains on: contexts of which several positions are held at states of the aligned model.
+
+A refused prompt stands behind openers, with the beginning of the refusal that the model gives without them, and is held
+at the states that the model has there without them. A benign prompt stands plain and behind openers, with the beginning
+of the model's own answer, and is held where it is.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from ..anchors.bottleneck import PromptBatch, final_hidden_states, get_unembedding, relative_errors
+from ..anchors.generation import BatchSize, generate_token_ids
+from ..anchors.prompts import Messages, encode_prompts, get_tokenizer
+from ..metrics.harmful_score.refusal import is_refusal
+
+
+_REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class HeldContext:
+    """
+    Tokens behind which a model is held.
+
+    Args:
+        input_ids (`list[int]`):
+            A prompt, perhaps an opener, and the first tokens of an answer but the last.
+        reference_ids (`list[int]`):
+            Tokens on which the aligned model has the states to hold: the same ones, or those without the opener.
+        num_states (`int`):
+            Number of positions that are held, the last ones in both: those whose states choose the answer's tokens.
+    """
+
+    input_ids: list[int]
+    reference_ids: list[int]
+    num_states: int
+
+
+def begin_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[list[int]], num_tokens: int
+) -> list[list[int]]:
+    """
+    Returns the first tokens of the model's own greedy answers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        input_ids (`Sequence[list[int]]`):
+            Token ids of each prompt, and of the opener behind it if there is one.
+        num_tokens (`int`):
+            Number of tokens at which an answer is cut.
+    """
+    answers = {}
+    for batch in generate_token_ids(model, tokenizer, input_ids, num_tokens, BatchSize(_BATCH_SIZE)):
+        answers.update(batch)
+    return [answers[i] for i in range(len(input_ids))]
+
+
+def push_refusals(
+    model: nn.Module,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    prompts: Sequence[str | Messages],
+    openers: Sequence[str],
+    openers_per_prompt: int,
+    answer_tokens: int,
+    seed: int,
+) -> tuple[list[HeldContext], list[bool]]:
+    """
+    Put the refusals of an aligned model behind openers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The aligned model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Its tokenizer or processor.
+        prompts (`Sequence[str | list[dict[str, str]]]`):
+            Harmful questions, or conversations that end with one. Those that it answers are left out.
+        openers (`Sequence[str]`):
+            Beginnings of an answer.
+        openers_per_prompt (`int`):
+            Number of them drawn for each prompt.
+        answer_tokens (`int`):
+            Number of tokens of the refusal.
+        seed (`int`):
+            Seed of the draw.
+
+    Returns:
+        `tuple[list[HeldContext], list[bool]]`: The contexts, and for each prompt whether it is refused.
+
+    Raises:
+        ValueError: If no prompt is refused.
+    """
+    tokenizer, rng = get_tokenizer(processing_class), random.Random(seed)
+    input_ids = encode_prompts(processing_class, prompts)
+    answers = begin_answers(model, tokenizer, input_ids, _REFUSAL_TOKENS)
+    texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+    refused = [is_refusal(text) for text in texts]
+    if not any(refused):
+        listing = "\n".join(f"  {prompt!r} -> {text!r}" for prompt, text in list(zip(prompts, texts, strict=True))[:3])
+        raise ValueError(
+            f"Expected an aligned model, found one that refuses none of the {len(prompts)} harmful prompts:\n{listing}\n"
+            "There is no refusal to put behind openers. Start from an aligned model, or give prompts that it refuses (in "
+            "English, whose phrases of refusal are known)."
+        )
+    contexts = []
+    for ids, answer, is_used in zip(input_ids, answers, refused, strict=True):
+        answer = answer[:answer_tokens]
+        for opener in rng.sample(openers, openers_per_prompt) if is_used else ():
+            begun = ids + tokenizer(opener, add_special_tokens=False)["input_ids"]
+            contexts.append(HeldContext(begun + answer[:-1], ids + answer[:-1], num_states=len(answer)))
+    return contexts, refused
+
+
+def keep_answers(
+    model: nn.Module,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    prompts: Sequence[str | Messages],
+    openers: Sequence[str],
+    openers_per_prompt: int,
+    answer_tokens: int,
+    seed: int,
+) -> list[HeldContext]:
+    """
+    Keep the model's own answers to benign prompts, plain and behind openers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The aligned model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Its tokenizer or processor.
+        prompts (`Sequence[str | list[dict[str, str]]]`):
+            Questions, or conversations that end with one.
+        openers (`Sequence[str]`):
+            Beginnings of an answer.
+        openers_per_prompt (`int`):
+            Number of them drawn for each prompt.
+        answer_tokens (`int`):
+            Number of tokens of the answer.
+        seed (`int`):
+            Seed of the draw.
+
+    Returns:
+        `list[HeldContext]`: The contexts.
+    """
+    tokenizer, rng = get_tokenizer(processing_class), random.Random(seed)
+    begun = []
+    for ids in encode_prompts(processing_class, prompts):
+        drawn = ["", *rng.sample(openers, openers_per_prompt)]
+        begun += [ids + tokenizer(opener, add_special_tokens=False)["input_ids"] for opener in drawn]
+    answers = begin_answers(model, tokenizer, begun, answer_tokens)
+    return [
+        HeldContext(ids + answer[:-1], ids + answer[:-1], num_states=len(answer))
+        for ids, answer in zip(begun, answers, strict=True)
+    ]
+
+
+def lay_out_held(
+    input_ids: Sequence[list[int]], num_states: Sequence[int], share_prefix: bool, device: torch.device | str = "cpu"
+) -> PromptBatch:
+    """
+    Lay out token sequences of which the last positions are held: in one row, where the tokens that all begin with (the
+    template's, and the system prompt's) stand once, or in rows padded on the right.
+
+    Args:
+        input_ids (`Sequence[list[int]]`):
+            Token ids of each.
+        num_states (`Sequence[int]`):
+            Number of positions that are held of each.
+        share_prefix (`bool`):
+            Whether they stand in one row. It takes a model whose attention is torch's `scaled_dot_product_attention`.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            Device of the returned tensors.
+
+    Returns:
+        [`PromptBatch`]: The sequences, whose `rows` and `columns` are those of all held positions, in order.
+    """
+    held = [range(len(ids) - count, len(ids)) for ids, count in zip(input_ids, num_states, strict=True)]
+    if not share_prefix:
+        length = max(map(len, input_ids))
+        inputs = {
+            "input_ids": [ids + [0] * (length - len(ids)) for ids in input_ids],
+            "attention_mask": [[1] * len(ids) + [0] * (length - len(ids)) for ids in input_ids],
+        }
+        rows = [row for row, positions in enumerate(held) for _ in positions]
+        columns = [position for positions in held for position in positions]
+    else:
+        shared = len(commonprefix(input_ids))
+        tokens, positions, owners, columns = input_ids[0][:shared], list(range(shared)), [-1] * shared, []
+        for owner, ids in enumerate(input_ids):
+            columns += [p if p < shared else len(tokens) + p - shared for p in held[owner]]
+            tokens, positions = tokens + ids[shared:], positions + list(range(shared, len(ids)))
+            owners += [owner] * (len(ids) - shared)
+        owner = torch.tensor(owners)
+        visible = ((owner == -1) | (owner == owner.unsqueeze(1))).tril()
+        inputs = {"input_ids": [tokens], "position_ids": [positions], "attention_mask": visible[None, None]}
+        rows = [0] * len(columns)
+    return PromptBatch(
+        {name: torch.as_tensor(values, device=device) for name, values in inputs.items()},
+        rows=torch.tensor(rows, device=device),
+        columns=torch.tensor(columns, device=device),
+    )
+
+
+@torch.no_grad()
+def read_reference_states(model: nn.Module, contexts: Sequence[HeldContext], share_prefix: bool) -> list[torch.Tensor]:
+    """
+    Read the states at which contexts are held.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The aligned model.
+        contexts (`Sequence[HeldContext]`):
+            The contexts.
+        share_prefix (`bool`):
+            See [`lay_out_held`].
+
+    Returns:
+        `list[torch.Tensor]`: The states of each, float32, of shape `(num_states, hidden_size)`, on the CPU.
+    """
+    unembedding, states = get_unembedding(model), []
+    for start in range(0, len(contexts), _BATCH_SIZE):
+        part = contexts[start : start + _BATCH_SIZE]
+        counts = [context.num_states for context in part]
+        batch = lay_out_held([context.reference_ids for context in part], counts, share_prefix, model.device)
+        states += final_hidden_states(model, unembedding, batch).cpu().split(counts)
+    return states
+
+
+@torch.no_grad()
+def can_share_prefix(model: nn.Module, contexts: Sequence[HeldContext], tolerance: float) -> bool:
+    """
+    Say whether a model has the same states on contexts in one row as in padded rows.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model.
+        contexts (`Sequence[HeldContext]`):
+            Contexts to try it on.
+        tolerance (`float`):
+            Largest relative error of a state that is put down to the numerics.
+    """
+    if model.config.get_text_config()._attn_implementation != "sdpa":
+        return False
+    # A sliding window shorter than the row, or positions counted from the mask, show in the states
+    padded, packed = (torch.cat(read_reference_states(model, contexts, share)) for share in (False, True))
+    return bool(relative_errors(packed, padded).max() <= tolerance)
