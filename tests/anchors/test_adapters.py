@@ -155,6 +155,21 @@ class TestLoadAdapter:
         with pytest.raises(BaseWeightsError, match="`lm_head.weight`"):
             load_adapter(build_model("llama"), find_adapter(tmp_path))
 
+    def test_under_a_name_that_is_mapped(self, tmp_path):
+        """Older names of vision-language models' weights are read too; a copy under the new name is no alibi."""
+        save_adapter(tmp_path)
+        model = build_model("llama")
+        model._checkpoint_conversion_mapping = {"^old_head": "lm_head"}
+        head = model.lm_head.weight.detach().clone()
+        for added in ({}, {"base_model.model.lm_head.weight": head}):
+            add_to_file(tmp_path, {"base_model.model.old_head.weight": head + 1, **added})
+            with torch.no_grad():
+                model.lm_head.weight.copy_(head)
+            with pytest.raises(BaseWeightsError, match="`lm_head.weight`"):
+                load_adapter(model, find_adapter(tmp_path))
+            model = build_model("llama")
+            model._checkpoint_conversion_mapping = {"^old_head": "lm_head"}
+
     def test_into_a_module_that_is_saved_whole(self, tmp_path):
         save_adapter(tmp_path, modules_to_save=["norm"])
         add_to_file(tmp_path, {"base_model.model.model.norm.original_module.weight": torch.zeros(32)})

@@ -238,7 +238,7 @@ class TestModel:
         commit = hub.repos["models", "org/named"].history[0].oid
         for out_of_reach in (False, True):  # the second time from the cache
             if out_of_reach:
-                hub.fail("drop", "/api/", times=1000)
+                hub.fail("drop", "/api/models/org/named/revision/", times=1000)
             result = cli("anchor", "--verify", "org/named", "--use_cpu")
             assert result.out.endswith("Verified.\n"), result.err
             assert f"adapter org/named/sft at commit {commit}" in result.out

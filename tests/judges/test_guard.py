@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each guard's architecture with tiny random weights, or taught a few verdicts, from the prompt to the verdict."""
 
+import json
 import os
 import subprocess
 import sys
@@ -216,6 +217,18 @@ class TestNextToken:
         assert {v.harmful for v in read} == {True, False, None}
         assert all((v.score >= 0.5) is v.harmful for v in read if v.score is not None)
         assert all(v.score is None for v in written)
+
+    @pytest.mark.parametrize("generate", [False, True])
+    def test_generation_settings_of_the_model_are_left_aside(self, generate, tmp_path):
+        model, tokenizer = build_guard("llama"), build_tokenizer()
+        let_it_decide(model, tokenizer, "harmbench-llama-2-13b", ["Yes", "No"])
+        path = save(tmp_path, model, tokenizer)
+        expected = GuardJudge("harmbench-llama-2-13b", path, generate=generate).judge(PROMPTS, RESPONSES)
+        yes = tokenizer.convert_tokens_to_ids("Yes")
+        settings = json.loads((tmp_path / "generation_config.json").read_text())
+        settings |= {"suppress_tokens": [i for i in range(len(tokenizer)) if i != yes], "num_beams": 3}
+        (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+        assert GuardJudge("harmbench-llama-2-13b", path, generate=generate).judge(PROMPTS, RESPONSES) == expected
 
     def test_score_is_the_probability_of_yes_against_no(self, tmp_path):
         model, tokenizer = build_guard("llama"), build_tokenizer()

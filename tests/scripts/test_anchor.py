@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -245,6 +246,14 @@ class TestVerify:
         for flags in (["--verify", folder, "--use_cpu"], [*model_flags, "--verify", folder, "--adapter", folder]):
             assert main(["anchor", *flags]) == 1
             assert "Tokens were added to the model before the training" in capsys.readouterr().out
+
+    def test_pickled_adapter_of_a_stranger(self, adapter_dir, anchor_dir, capsys):
+        folder = Path(adapter_dir(0.1))
+        SafetyAnchor.from_pretrained(anchor_dir).save_pretrained(folder)
+        torch.save(safetensors.torch.load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+        (folder / "adapter_model.safetensors").unlink()
+        assert main(["anchor", "--verify", str(folder), "--use_cpu"]) == 2
+        assert "has no `adapter_model.safetensors`, and a pickle is not read" in capsys.readouterr().err
 
     def test_adapter_that_is_none(self, model_flags, anchor_dir, tmp_path, capsys):
         assert main(["anchor", *model_flags, "--verify", str(anchor_dir), "--adapter", str(tmp_path)]) == 2

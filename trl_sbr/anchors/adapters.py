@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from peft import PeftModel, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
@@ -64,6 +65,24 @@ class AdapterFiles:
     def hub_kwargs(self) -> dict[str, Any]:
         """The keyword arguments with which PEFT finds it."""
         return {"revision": self.revision, **({"subfolder": self.subfolder} if self.subfolder else {})}
+
+    def check_is_safetensors(self) -> None:
+        """
+        Make sure that the weights lie in a safetensors file: nothing is unpickled to test a stranger's claim.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        kwargs = {
+            "revision": self.revision,
+            "subfolder": self.subfolder,
+            "_raise_exceptions_for_missing_entries": False,
+        }
+        if cached_file(self.name_or_path, SAFETENSORS_WEIGHTS_NAME, **kwargs) is None:
+            raise ValueError(
+                f"The adapter {self} has no `{SAFETENSORS_WEIGHTS_NAME}`, and a pickle is not read to verify it. Save it again "
+                "with `save_pretrained`, or ask its publisher."
+            )
 
     def read_config(self) -> dict[str, Any]:
         """
@@ -195,7 +214,7 @@ def base_weights_unchanged(model: nn.Module, adapter: AdapterFiles | str) -> Ite
     carried = carried_base_weights(model, adapter)
     # PEFT copies the embeddings into the file when an adapter lies on one of them
     copies = {name for name, tensor in carried.items() if _is_equal(tensor, tensors[name])}
-    resized = [name for name, tensor in carried.items() if tensor.shape != tensors[name].shape]
+    resized = [n for n, t in carried.items() if t.shape[1:] == tensors[n].shape[1:] and len(t) != len(tensors[n])]
     if resized:
         shapes = [f"`{n}` of shape {tuple(carried[n].shape)} for {tuple(tensors[n].shape)}" for n in resized]
         raise BaseWeightsError(
@@ -205,7 +224,8 @@ def base_weights_unchanged(model: nn.Module, adapter: AdapterFiles | str) -> Ite
             "(`save_pretrained`) first, and train the adapter on that folder."
         )
     yield
-    changed = [name for name, t in tensors.items() if t._version != versions[name] and name not in copies]
+    written = [name for name, tensor in tensors.items() if tensor._version != versions[name]]
+    changed = [n for n in written if n not in copies or not _is_equal(carried[n], tensors[n])]
     if changed:
         listing = ", ".join(f"`{name}`" for name in changed[:3]) + (
             f" and {len(changed) - 3} more" if changed[3:] else ""

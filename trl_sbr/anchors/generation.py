@@ -82,7 +82,7 @@ def generate_answers(
 
 
 @contextmanager
-def _without_generation_settings(model: nn.Module) -> Iterator[Any]:
+def without_generation_settings(model: nn.Module) -> Iterator[Any]:
     """
     While active, the model has no generation settings of its own: `generate` would put them wherever ours are unset.
 
@@ -137,7 +137,7 @@ def generate_token_ids(
         while pending:
             batch = pending[: batch_size.value]
             try:
-                with _without_generation_settings(model) as own:
+                with without_generation_settings(model) as own:
                     eos_token_ids = _eos_token_ids(own, tokenizer)
                     prompts = [input_ids[i] for i in batch]
                     outputs = _continue_batch(model, tokenizer, prompts, max_new_tokens, eos_token_ids)

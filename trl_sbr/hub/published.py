@@ -88,6 +88,7 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
         )
     base, base_revision = anchor.config.model_name_or_path, anchor.config.model_revision
     if adapter is not None:
+        adapter.check_is_safetensors()
         config = adapter.read_config()
         base, base_revision = config.get("base_model_name_or_path"), config.get("revision")
         if not base:

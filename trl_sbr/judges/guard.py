@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..anchors.generation import without_generation_settings
 from ..metrics.harmful_score.verdicts import Verdict
 from .base import Judge, JudgeInfo, check_pairs
 from .formats import BEAVER_DAM_PROMPT, GUARDS, Guard, Request, merge_verdicts
@@ -248,19 +249,18 @@ class GuardJudge(Judge):
         judged: list[Verdict] = []
         if fits:
             batch = self._pad(fits)
-            output = model.generate(
-                **batch,
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    num_beams=1,
-                    repetition_penalty=1.0,
-                    max_new_tokens=new_tokens,
-                    eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                    output_logits=True,
-                    return_dict_in_generate=True,
-                ),
-            )
+            with without_generation_settings(model) as own:
+                output = model.generate(
+                    **batch,
+                    generation_config=GenerationConfig(
+                        do_sample=False,
+                        max_new_tokens=new_tokens,
+                        eos_token_id=(own and own.eos_token_id) or tokenizer.eos_token_id,
+                        pad_token_id=tokenizer.pad_token_id,
+                        output_logits=True,
+                        return_dict_in_generate=True,
+                    ),
+                )
             written = output.sequences[:, batch["input_ids"].shape[1] :]
             texts = tokenizer.batch_decode(written, skip_special_tokens=True)
             if self._labels is None:
