@@ -1,19 +1,20 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 """
-Which releases of TRL, transformers and PEFT work? Runs the fast tests on the oldest and the newest release of each minor
-version that the package index has, one package at a time, the rest as in `constraints.txt`.
+Beside which trainers and servers can trl_sbr be installed, and do its core's tests pass on what comes out?
 
 ```bash
-python benchmarks/compatibility.py --trl 1.15 --transformers 5.15 --peft 0.19   # the oldest minor version to try
+pip install uv && python benchmarks/compatibility.py            # all sets; or name some
+python benchmarks/compatibility.py --table                      # README's table, from the last results
 ```
 
-Prints a line a release and writes `benchmarks/results/compatibility.json`, to which a later call adds. About three
-minutes a release; those that are in the file are not run again.
+For each set it asks the resolver for the package and trl_sbr together, writes what trl_sbr needs of the answer to
+`constraints/`, installs that with torch's CPU build, and runs the fast tests of the core. Neither the package itself nor
+its torch is installed: they need a GPU, and gigabytes. About four minutes a set on an idle core; `UV_FIND_LINKS` names a
+folder of wheels for uv. Writes `benchmarks/results/compatibility.json`, where the other sets' rows stay.
 """
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -21,90 +22,148 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "compatibility.json"
-PACKAGES = ("trl", "transformers", "peft")
-# What a release brings along in its own version
-FREE = {"transformers": ("huggingface_hub", "tokenizers")}
+TORCH = "torch==2.13.0"  # the newest that the package index has a CPU build of
+TESTS = ["tests/anchors", "tests/trainers", "tests/scripts", "tests/test_cli.py", "tests/test_imports.py"]
+TESTS += ["tests/test_recipes.py"]
+SHOWN = ("trl", "transformers", "peft", "accelerate", "datasets", "huggingface-hub", "torch", "numpy")
+
+# By the name of its set: the package, and the Python that it is resolved for (the tests run on this one's)
+PACKAGES = {
+    "axolotl-0.19": ("axolotl==0.19.0", "3.11"),
+    "axolotl-0.21": ("axolotl==0.21.0", "3.12"),
+    "unsloth": ("unsloth==2026.10.9", "3.11"),
+    "vllm": ("vllm==0.33.0", "3.11"),
+    "ms-swift": ("ms-swift==4.6.0", "3.11"),
+    "llama-factory": ("llamafactory==0.9.5", "3.11"),
+}
+SETS = ["newest", *PACKAGES, "oldest"]
 
 
-def parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+def resolve(requirements: list[str], *options: str) -> dict[str, str]:
+    """Versions by name. `ValueError` with the resolver's words if there is no answer."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--no-header", "--no-annotate", *options, "-"]
+    result = subprocess.run(command, input="\n".join(requirements), capture_output=True, text=True)
+    if result.returncode != 0:
+        message = " ".join(result.stderr.split())
+        because = re.search(r"Because (.*?), we can conclude", message)
+        raise ValueError(because[1] if because else message)
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", result.stdout, re.MULTILINE))
 
 
-def releases(package: str, oldest_minor: str) -> list[str]:
-    """The oldest and the newest release of each minor version, the newest version first."""
-    command = [sys.executable, "-m", "pip", "index", "versions", package]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    versions = re.search(r"Available versions: (.*)", output)[1].split(", ")
-    versions = [v for v in versions if re.fullmatch(r"\d+\.\d+\.\d+", v) and parts(v)[:2] >= parts(oldest_minor)]
-    versions.sort(key=parts, reverse=True)
-    minors = (list(group) for _, group in itertools.groupby(versions, key=lambda v: parts(v)[:2]))
-    return [v for group in minors for v in dict.fromkeys((group[0], group[-1]))]
+def direct_dependencies() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [re.match(r"[\w-]+", line)[0].replace("_", "-") for line in project["dependencies"]]
 
 
-def install(python: Path, package: str, version: str, folder: Path) -> subprocess.CompletedProcess:
-    """Everything as in `constraints.txt`, but for one package and what it brings along."""
-    free = {package, *FREE.get(package, ())}
-    pins = (ROOT / "constraints.txt").read_text().splitlines()
-    constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(line for line in pins if line.split("==")[0] not in free) + "\n")
-    # trl_sbr itself is there already: its own bounds would be in the way of what is measured here
-    wanted = [f"{package}=={version}", *(name for name in PACKAGES if name != package), *FREE.get(package, ())]
-    command = [python, "-m", "pip", "install", "-q", "-c", constraints, *wanted]
-    return subprocess.run(command, capture_output=True, text=True)
+def write_constraints(name: str, versions: dict[str, str], about: str) -> Path:
+    path = ROOT / "constraints" / f"{name}.txt"
+    path.parent.mkdir(exist_ok=True)
+    gpu = ("nvidia-", "cuda-", "triton")
+    pins = [f"{package}=={version}\n" for package, version in versions.items() if not package.startswith(gpu)]
+    path.write_text(f"# {about} Written by benchmarks/compatibility.py\n" + "".join(pins))
+    return path
 
 
-def run_tests(python: Path) -> dict:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [python, "-m", "pytest", "-q", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    counts = {
-        word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)s?\b", result.stdout[-500:])
+def choose(name: str) -> dict:
+    """Ask the resolver, and write the set to `constraints/`."""
+    ours = f"trl_sbr[test] @ {ROOT.as_uri()}"
+    override = tempfile.NamedTemporaryFile("w", suffix=".txt")
+    override.write(TORCH)
+    override.flush()
+    here = ("--python-version", "{}.{}".format(*platform.python_version_tuple()), "--override", override.name)
+    if name == "newest":
+        return {"constraints": "constraints.txt"}
+    if name == "oldest":
+        oldest = resolve([ours], "--resolution", "lowest-direct", *here)
+        path = write_constraints(name, oldest, "The floors of pyproject.toml, but for torch's.")
+        return {"constraints": str(path.relative_to(ROOT))}
+    package, python = PACKAGES[name]
+    row = {"beside": package, "resolved_for_python": python}
+    try:
+        together = resolve([package, f"trl_sbr @ {ROOT.as_uri()}"], "--python-version", python)
+    except ValueError as error:
+        return {**row, "resolver": f"refuses, since {error}"}
+    # The rest is the resolver's again: what it gives for another Python may not be there for this one
+    pins = [f"{key}=={together[key]}" for key in direct_dependencies() if key != "torch"]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(pins))
+        file.flush()
+        versions = resolve([ours], "--constraints", file.name, *here)
+    path = write_constraints(name, versions, f"What trl_sbr gets beside {package}, but for torch.")
+    row["resolved"] = {key: together[key] for key in SHOWN}
+    return {**row, "resolver": "accepts", "constraints": str(path.relative_to(ROOT))}
+
+
+def run_tests(constraints: str) -> dict:
+    """Install a set in a new environment, and run the fast tests of the core."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder, "venv", "bin", "python")
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "-q", "--python", sys.executable, python.parents[1]], check=True)
+        install = [*uv, "pip", "install", "-q", "--python", python, "-c", ROOT / constraints, "-e", f"{ROOT}[test]"]
+        subprocess.run(install, check=True)
+        command = [python, "-m", "pytest", "-q", "-m", "not slow", "-rfEs", "--tb=line", "-p", "no:cacheprovider"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run([*command, *TESTS], cwd=ROOT, env=environment, capture_output=True, text=True)
+        freeze = [*uv, "pip", "list", "-q", "--format", "json", "--python", python]
+        found = {package["name"]: package["version"] for package in json.loads(subprocess.check_output(freeze))}
+    counts = dict.fromkeys(("passed", "failed", "skipped", "error"), 0)
+    for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", result.stdout.splitlines()[-1]):
+        counts[word] = int(number)
+    skipped = {}
+    for number, reason in re.findall(r"^SKIPPED \[(\d+)\] \S+: (.*)$", result.stdout, re.MULTILINE):
+        skipped[reason] = skipped.get(reason, 0) + int(number)
+    failures = re.findall(r"^(?:FAILED|ERROR) (.*)$", result.stdout, re.MULTILINE)
+    return {
+        "tested": {key: found[key] for key in SHOWN},
+        "tests": {**counts, "reasons_of_skips": skipped, "failures": failures},
     }
-    return {"counts": counts, "failures": re.findall(r"^(?:FAILED|ERROR) (.*)$", result.stdout, re.MULTILINE)[:20]}
+
+
+def table(rows: dict[str, dict]) -> str:
+    lines = ["| set | " + " | ".join(SHOWN) + " | beside it | core's tests |", "|---" * (len(SHOWN) + 3) + "|"]
+    for name, row in rows.items():
+        versions = {**row.get("tested", {}), **row.get("resolved", {})}  # of torch, the one of the resolver's
+        tests = row.get("tests")
+        result = "–"
+        if tests:
+            result = f"{tests['passed']} pass"
+            result += f", {tests['failed'] + tests['error']} fail" if tests["failed"] + tests["error"] else ""
+            result += "".join(f", {count} skipped: {why}" for why, count in tests["reasons_of_skips"].items())
+        beside = f"`{row['beside']}`: {row['resolver']}" if "beside" in row else ""
+        cells = [name, *(versions.get(key, "–") for key in SHOWN), beside, result]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for package in PACKAGES:
-        parser.add_argument(
-            f"--{package}", metavar="MINOR", help="oldest minor version to try (default: none is tried)"
-        )
+    parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)} (default: all)")
+    parser.add_argument("--table", action="store_true", help="only print the table of the last results")
     args = parser.parse_args()
+    if unknown := set(args.sets) - set(SETS):
+        parser.error(f"Found no set {', '.join(sorted(unknown))}, expected some of {', '.join(SETS)}.")
 
-    report = {
-        "what": "pytest -m 'not slow'",
-        "python": platform.python_version(),
-        "rest": "constraints.txt, but for " + ", ".join(f"{n} with {p}" for p, names in FREE.items() for n in names),
-        "rows": json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else [],
-    }
-    done = {(row["package"], row["version"]) for row in report["rows"]}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        python = folder / "venv" / "bin" / "python"
-        everything = ["pip", "install", "-q", "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[test]"]
-        for package in PACKAGES:
-            oldest = getattr(args, package)
-            for version in releases(package, oldest) if oldest else ():
-                if (package, version) in done:
-                    continue
-                subprocess.run([python, "-m", *everything], check=True)
-                installed = install(python, package, version, folder)
-                row = {"package": package, "version": version}
-                if installed.returncode != 0:
-                    row["cannot_be_installed"] = installed.stderr.strip().splitlines()[-1]
-                else:
-                    row |= run_tests(python)
-                print(json.dumps(row), flush=True)
-                report["rows"].append(row)
-                report["rows"].sort(key=lambda row: (row["package"], parts(row["version"])))
-                RESULTS.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Wrote {RESULTS}.")
+    for name in [] if args.table else args.sets or SETS:
+        row = choose(name)
+        if "constraints" in row:
+            row |= run_tests(row["constraints"])
+        print(json.dumps({name: row}), flush=True)
+        # Read again: another call may have added a row meanwhile
+        rows = {**json.loads(RESULTS.read_text())["sets"], name: row} if RESULTS.is_file() else {name: row}
+        report = {
+            "what": "pytest -m 'not slow' " + " ".join(TESTS),
+            "python": platform.python_version(),
+            "sets": {key: rows[key] for key in SETS if key in rows},
+        }
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(json.loads(RESULTS.read_text())["sets"]))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ import pytest
 import torch
 from datasets import Dataset
 
+from .releases import skip_where_trl_fails
 from .tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
 
 
 torch.set_num_threads(1)
+skip_where_trl_fails()
 
 
 @pytest.fixture

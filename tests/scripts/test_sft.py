@@ -17,6 +17,7 @@ from trl_sbr import SafetyAnchor
 from trl_sbr.cli import main
 from trl_sbr.recipes import find_recipe
 
+from ..releases import names_the_broken_file
 from ..tiny import conversation_rows
 
 
@@ -145,6 +146,7 @@ class TestDatasets:
         assert "`dataset_test_split` is `test`" in message
         assert "`eval_strategy: no`" in message
 
+    @names_the_broken_file
     def test_broken_row(self, argv, train_file, capsys):
         train_file.write_text('{"prompt": "Is it good?", "completion": "yes"}\n{"prompt": "Is it\n')
         assert f"`{train_file}` could not be read" in self.error(argv, capsys)

@@ -159,9 +159,9 @@ def resolve_commit(repo_id: str, revision: str | None = None, token: str | None 
     if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return revision
     # `HfApi.resolve_revision` of huggingface_hub 2, in calls that 1 has too: the cache keeps what a branch stood for last
-    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
-    ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
     with _load_errors(repo_id, revision):
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
+        ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
         try:
             commit = HfApi(token=token).repo_info(repo_id, revision=revision).sha
         except (HTTPError, OfflineModeIsEnabled) as error:

@@ -1,0 +1,43 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Faults that releases of TRL and its relatives have of their own. A test that meets one is skipped on that release, with the
+reason; `benchmarks/compatibility.py` counts them.
+"""
+
+import datasets
+import pytest
+import trl
+from packaging.version import Version
+from trl import SFTTrainer
+
+
+TRL = Version(trl.__version__)
+DATASETS = Version(datasets.__version__)
+
+names_the_broken_file = pytest.mark.skipif(
+    Version("4.7.0") <= DATASETS < Version("4.8.4"),
+    reason="datasets before 4.8.4 raises a bare `ValueError` at a broken row",
+)
+
+
+def fault_of_the_loss(trainer: SFTTrainer) -> str | None:
+    """Why TRL's own `compute_loss` fails on this release, plain `SFTTrainer`'s too."""
+    if TRL.release[:2] == (1, 15) and trainer.args.use_cpu:
+        return "TRL 1.15's fused LM head has no CPU path"
+    if TRL < Version("1.15") and trainer.args.label_smoothing_factor != 0:
+        return "TRL before 1.15 fails under label smoothing"
+    return None
+
+
+def skip_where_trl_fails() -> None:
+    """Skip each test of this process that gets as far as a fault of TRL's own loss."""
+    original = SFTTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if reason := fault_of_the_loss(self):
+            pytest.skip(reason)
+        return original(self, *args, **kwargs)
+
+    if TRL < Version("1.16"):
+        SFTTrainer.compute_loss = compute_loss
