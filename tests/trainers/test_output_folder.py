@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.hub.cards import CARD_NAME
+from trl_sbr.hub.folder import collect_files
 from trl_sbr.trainers.output_folder import LOCK_NAME, check_is_free, lock_folder
 from trl_sbr.trainers.run_record import RECORD_NAME, check_folder
 
@@ -86,6 +87,18 @@ class TestRecord:
         save_file({"x": torch.ones(1)}, folder / stranger)
         with pytest.raises(ValueError, match=f"{stranger} is not of the training .* names no such file"):
             check_folder(folder)
+
+    def test_of_an_adapter_with_a_name(self, tmp_path):
+        model = get_peft_model(build_refusing_model(), LoraConfig(**LORA), adapter_name="mine")
+        trainer = make_trainer(tmp_path, model, max_steps=1)
+        trainer.train()
+        trainer.save_model()
+        weights = "mine/adapter_model.safetensors"
+        assert set(check_folder(tmp_path)["files"]) == {weights, CONFIG_NAME, TENSOR_NAME}
+        assert {weights, "mine/adapter_config.json"} <= collect_files(tmp_path, "org/mine").keys()
+        (tmp_path / weights).write_bytes(b"half")
+        with pytest.raises(ValueError, match=f"{weights} is not of the training"):
+            collect_files(tmp_path, "org/mine")
 
     def test_anchor_beside_an_unprotected_model(self, folders, tmp_path):
         folder = shutil.copytree(folders / "adapter", tmp_path / "run")
