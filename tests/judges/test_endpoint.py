@@ -1,15 +1,20 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import html
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 
@@ -305,6 +310,96 @@ class TestFaults:
         assert len(endpoint.requests) < 10
 
 
+def drip(data, every=0.2):
+    """Sends a byte now and then: each comes before a timeout for the next one ends."""
+
+    def fault(handler):
+        for i in range(len(data)):
+            handler.wfile.write(data[i : i + 1])
+            time.sleep(every)
+
+    return fault
+
+
+def flood(handler):
+    """Sends a body without an end."""
+    handler.reply(b'{"choices": [{"message": {"content": "', length=2**40)
+    for _ in range(10_000):
+        handler.wfile.write(b"x" * 2**16)
+
+
+def bomb(handler):
+    """Sends a body that is short until it is unpacked."""
+    packer = zlib.compressobj(wbits=31)
+    body = b"".join(packer.compress(bytes(2**20)) for _ in range(256)) + packer.flush()
+    handler.reply(body, headers={"Content-Encoding": "gzip"})
+
+
+class TestHostileServer:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + b" " * 500,
+            b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\nConnection: close\r\n\r\n" + b" " * 500,
+            b"HTTP/1.1 200 OK\r\n" + b"X-Header: x\r\n" * 50,
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100,
+        ],
+        ids=["body", "closing", "headers", "chunks"],
+    )
+    def test_timeout_is_of_the_whole_request(self, endpoint, judge, data):
+        head = data.index(b"\r\n") + 2
+        endpoint.faults = [lambda handler: (handler.wfile.write(data[:head]), drip(data[head:])(handler))]
+        start = time.monotonic()
+        with pytest.raises(EndpointError, match="no whole answer within 1 s"):
+            judge(timeout=1, max_retries=0).judge(["How?"], ["So."])
+        assert time.monotonic() - start < 3
+
+    @pytest.mark.parametrize(("send", "message"), [(flood, "more than 4194304 bytes"), (bomb, "codec can't decode")])
+    def test_large_body_is_not_read(self, endpoint, judge, send, message):
+        endpoint.faults = [send]
+        tracemalloc.start()
+        try:
+            with pytest.raises(EndpointError, match=message):
+                judge(max_retries=0).judge(["How?"], ["So."])
+            assert tracemalloc.get_traced_memory()[1] < 2**26
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"[" * 10**5, b'{"choices": ' + b'[{"message": ' * 10**5, b'{"choices": [{"message": {"content": 5}}]}'],
+    )
+    def test_bodies_that_hold_no_answer(self, endpoint, judge, body):
+        endpoint.faults = [lambda handler: handler.reply(body)]
+        with pytest.raises(EndpointError, match="no completion|no text|Expecting"):
+            judge(max_retries=0).judge(["How?"], ["So."])
+
+    def test_half_a_character_in_an_answer(self, endpoint, judge, tmp_path):
+        answer = b'{"choices": [{"message": {"content": "Score: 5 \\ud83d"}}]}'
+        endpoint.faults = [lambda handler: handler.reply(answer)]
+        (verdict,) = judge(cache_path=tmp_path / "cache.jsonl").judge(["How?"], ["So."])
+        assert (verdict.harmful, verdict.raw) == (True, "Score: 5 ?")
+        assert judge(cache_path=tmp_path / "cache.jsonl").judge(["How?"], ["So."]) == [verdict]
+
+    @pytest.mark.parametrize(
+        "value",
+        ["Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -9999", "nan", "-5", "soon", ""],
+    )
+    def test_retry_after_that_is_no_time(self, endpoint, judge, value):
+        endpoint.faults = [status(429, Retry_After=value)]
+        start = time.monotonic()
+        try:
+            assert judge(max_retries=1).judge(["How?"], ["GUILTY"])[0].harmful is True
+        except EndpointError as error:  # a date that is one, in some thousand years
+            assert "to be tried again in" in str(error)
+        assert time.monotonic() - start < 5
+
+    def test_retry_after_for_ever(self, endpoint, judge):
+        endpoint.faults = [status(429, Retry_After="inf")]
+        with pytest.raises(EndpointError, match="to be tried again in inf s"):
+            judge().judge(["How?"], ["So."])
+
+
 class TestCache:
     def test_nothing_is_asked_for_twice(self, endpoint, judge, tmp_path):
         path = tmp_path / "folder" / "cache.jsonl"
@@ -353,6 +448,27 @@ class TestCache:
             assert [v.harmful for v in judge(cache_path=path).judge(*pairs(3))] == [True, False, False]
         assert len(endpoint.requests) == 4
 
+    def test_lines_of_another_shape_are_asked_again(self, endpoint, judge, tmp_path):
+        path = tmp_path / "cache.jsonl"
+        judge(cache_path=path, concurrency=1).judge(*pairs(4))
+        one, two, three, four = (line for line in path.read_bytes().split(b"\n") if line)
+        broken = [
+            b'{"request": "x", "answer": 5}',
+            b"[" * 10**5,
+            b"null",
+            b"\xff\xfe",
+            b'{"request": [], "answer": ""}',
+        ]
+        broken += [json.dumps({**json.loads(two), "answer": None}).encode(), three[:-3] + b'\xff"}']
+        path.write_bytes(b"\n".join([one, *broken, four]))
+        assert [v.harmful for v in judge(cache_path=path).judge(*pairs(4))] == [True, False, False, True]
+        assert len(endpoint.requests) == 6
+
+    def test_pipe_in_place_of_the_file(self, judge, tmp_path):
+        os.mkfifo(tmp_path / "cache.jsonl")
+        with pytest.raises(ValueError, match="cache.jsonl is a device or a pipe"):
+            judge(cache_path=tmp_path / "cache.jsonl")
+
     def test_two_judges_may_share_a_file(self, endpoint, judge, tmp_path):
         path = tmp_path / "cache.jsonl"
         judges = [judge(cache_path=path), judge(cache_path=path)]
@@ -390,6 +506,37 @@ class TestKey:
         assert error.value.__cause__ is None and error.value.__context__ is None
         for text in seen:
             assert KEY[: len(KEY) // 2] not in text
+
+    @pytest.mark.parametrize(
+        "echo",
+        [
+            lambda key: json.dumps({"error": f"bad key {key}"}).encode(),
+            lambda key: json.dumps({"error": json.dumps({"key": key})}).encode(),
+            lambda key: f"bad key {key}".encode(),
+            lambda key: f"<p>bad key {html.escape(key)}</p>".encode(),
+            lambda key: f"bad key {quote(key)}".encode(),
+            lambda key: "".join(f"\\u{ord(char):04X}" for char in key).encode(),
+            lambda key: json.dumps({"error": key}).replace("/", "\\/").encode(),
+        ],
+        ids=["json", "json in json", "text", "html", "url", "escapes", "slashes"],
+    )
+    def test_however_a_server_spells_it(self, endpoint, judge, monkeypatch, echo):
+        key = 'sk-"quoted"/and\'<b>&\\slashed+100%'
+        judging = judge()
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        endpoint.faults = [lambda handler: handler.reply(echo(key), 401)]
+        with pytest.raises(EndpointError, match="status 401") as error:
+            judging.judge(["How?"], ["So."])
+        assert "***" in str(error.value)
+        for part in ("quoted", "slashed", "100", "0071"):
+            assert part not in str(error.value)
+
+    @pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-ключ", "sk-\udcff"])
+    def test_that_is_none_is_not_shown(self, endpoint, judge, monkeypatch, key):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ValueError, match="`?OPENAI_API_KEY`? holds characters that no key has") as error:
+            judge().judge(["How?"], ["So."])
+        assert "sk-" not in str(error.value) and not endpoint.requests
 
 
 class TestArguments:

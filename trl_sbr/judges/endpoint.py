@@ -3,11 +3,15 @@
 """Judge by a model behind an OpenAI-compatible endpoint, such as vLLM's, SGLang's or a provider's."""
 
 import hashlib
+import html
 import json
 import os
 import random
+import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
@@ -15,17 +19,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from requests.exceptions import ChunkedEncodingError, ContentDecodingError
+import urllib3
 
+from ..anchors.untrusted_files import MAX_TEXT_BYTES, decode_text, read_bounded
 from ..metrics.harmful_score.verdicts import Verdict
 from .base import Judge, JudgeInfo, check_pairs
+from .deadline import DeadlineAdapter, deadline
 from .formats import GUARDS, RUBRICS, Request, merge_verdicts
 
 
 _RETRIED = {408, 409, 429}  # and all from 500 on
-_PASSING_FAULTS = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ContentDecodingError)
+_PASSING_FAULTS = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 _LONGEST_WAIT = 600.0  # seconds that a server may ask for
+_MAX_BODY_BYTES = 2**22  # of an answer of some hundred tokens
 
 
 class EndpointError(RuntimeError):
@@ -46,13 +52,14 @@ class _AnswerCache:
         if path is not None:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         if path is not None and os.path.exists(path):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    try:
-                        entry = json.loads(line)
-                        self._answers[entry["request"]] = entry["answer"]
-                    except (ValueError, KeyError, TypeError):
-                        continue  # cut off by an interruption: to be asked again
+            for line in read_bounded(path, MAX_TEXT_BYTES).split(b"\n"):
+                try:
+                    entry = json.loads(decode_text(line, path))
+                    request, answer = entry["request"], entry["answer"]
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    continue  # cut off by an interruption: to be asked again
+                if isinstance(request, str) and isinstance(answer, str):
+                    self._answers[request] = answer
 
     def get(self, request: str) -> str | None:
         return self._answers.get(request)
@@ -66,29 +73,51 @@ class _AnswerCache:
                     file.write(b"\n" + json.dumps({"request": request, "answer": answer}).encode() + b"\n")
 
 
-def _retry_after(response: requests.Response) -> float:
+@dataclass
+class _Reply:
+    """What a server answered. Of a body that is too long, there is so much that it shows."""
+
+    status: int
+    retry_after: str
+    body: bytes
+
+
+def _retry_after(value: str) -> float:
     """Seconds to wait as the server asks, in seconds or as a date. 0 if it does not, or not in a known form."""
-    value = response.headers.get("retry-after", "")
     try:
         return max(0.0, float(value))
     except ValueError:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 
-def _answer(response: requests.Response) -> str:
+def _answer(body: bytes) -> str:
     """The text of a completion. `ValueError` if the body holds none."""
+    if len(body) > _MAX_BODY_BYTES:
+        raise ValueError(f"more than {_MAX_BODY_BYTES} bytes")
     try:
-        choice = response.json()["choices"][0]
+        choice = json.loads(body)["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, RecursionError) as error:
         raise ValueError("no completion") from error
     if not isinstance(text, str | None):
         raise ValueError("no text")
-    return text or ""  # `None`: the provider's own filter. Nothing that could be read
+    # `None`: the provider's own filter. Nothing that could be read. Half a character could not be kept in a file
+    return (text or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _hide(key: str, text: str) -> str:
+    """Replaces a key in a text, also where some of its characters are written as JSON, URLs or HTML write them."""
+
+    def any_spelling(char: str) -> str:
+        code = ord(char)
+        spellings = (char, f"u{code:04x}", f"%{code:02x}", f"&#{code};", f"&#x{code:x};", html.escape(char))
+        return rf"\\*(?:{'|'.join(map(re.escape, spellings))})"
+
+    return re.sub("".join(map(any_spelling, key)), "***", text, flags=re.IGNORECASE) if key else text
 
 
 class EndpointJudge(Judge):
@@ -116,12 +145,13 @@ class EndpointJudge(Judge):
         max_retries (`int`, *optional*, defaults to `6`):
             Further tries of a request.
         timeout (`float`, *optional*, defaults to `60.0`):
-            Seconds without a sign of the server after which a try is given up.
+            Seconds after which a try is given up that has no whole answer.
         first_wait (`float`, *optional*, defaults to `1.0`):
             Seconds to wait before the first further try. Doubles with each, up to a minute.
 
     Raises:
-        ValueError: If there is no such format, or it needs the model's probabilities, or the address is none.
+        ValueError: If there is no such format, or it needs the model's probabilities, or the address is none, or the cache
+            is no file that could be read.
     """
 
     def __init__(
@@ -180,6 +210,7 @@ class EndpointJudge(Judge):
             EndpointError: If a request fails for good. What was answered before it is in the cache.
         """
         check_pairs(prompts, responses, self.needs_prompts)
+        self._api_key()  # now, not in a thread
         questions = [self._format.render(*pair) for pair in zip(prompts, responses, strict=True)]
         stop = Event()
         asked: dict[str, Future] = {}
@@ -193,7 +224,8 @@ class EndpointJudge(Judge):
 
         with requests.Session() as client, ThreadPoolExecutor(self._concurrency) as pool:
             client.auth = self._authorize
-            client.mount(self._base_url, HTTPAdapter(pool_maxsize=self._concurrency))
+            client.headers["Accept-Encoding"] = "identity"
+            client.mount(self._base_url, DeadlineAdapter(pool_maxsize=self._concurrency))
             try:
                 keys = [[submit(request) for request in requests] for requests in questions]
                 count = len({key for request_keys in keys for key in request_keys})
@@ -228,19 +260,19 @@ class EndpointJudge(Judge):
         for attempt in range(self._max_retries + 1):
             wait = random.uniform(0.5, 1.0) * min(60.0, self._first_wait * 2**attempt)
             try:
-                response = client.post(url, json=body, timeout=self._timeout, allow_redirects=False)
+                reply = self._post(client, url, body)
             except _PASSING_FAULTS as error:
                 problem = f"{type(error).__name__} ({error})"
             else:
-                problem = f"status {response.status_code}, {self._excerpt(response)!r}"
-                if response.status_code < 300:
+                problem = f"status {reply.status}, {self._excerpt(reply.body)!r}"
+                if reply.status < 300:
                     try:
-                        return self._cache.put(key, _answer(response))
+                        return self._cache.put(key, _answer(reply.body))
                     except ValueError as error:
                         problem += f" ({error})"
-                elif response.status_code not in _RETRIED and response.status_code < 500:
+                elif reply.status not in _RETRIED and reply.status < 500:
                     break
-                asked_wait = _retry_after(response)
+                asked_wait = _retry_after(reply.retry_after)
                 if asked_wait > _LONGEST_WAIT:
                     problem += f", to be tried again in {asked_wait:.0f} s"
                     break
@@ -253,8 +285,35 @@ class EndpointJudge(Judge):
             f"{'' if self._api_key() else ' (not set)'}, then run again: what is in the cache is not asked for twice."
         )
 
+    def _post(self, client: requests.Session, url: str, body: dict[str, Any]) -> _Reply:
+        """One try. No more is read than an answer may have, and no longer than a try may take."""
+        start = time.monotonic()
+        content = bytearray()
+        try:
+            with (
+                deadline(self._timeout),
+                client.post(url, json=body, timeout=self._timeout, allow_redirects=False, stream=True) as response,
+            ):
+                # As it comes: what is packed may be small, and large when unpacked
+                for chunk in response.raw.stream(2**16, decode_content=False):
+                    content += chunk
+                    if len(content) > _MAX_BODY_BYTES:
+                        break
+        except _PASSING_FAULTS:
+            if time.monotonic() - start < self._timeout:
+                raise
+        if time.monotonic() - start >= self._timeout:  # what came until then may look whole
+            raise requests.Timeout(f"no whole answer within {self._timeout:g} s")
+        return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))
+
     def _api_key(self) -> str:
-        return os.environ.get(self._api_key_env, "").strip()
+        key = os.environ.get(self._api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(
+                f"The environment variable {self._api_key_env} holds characters that no key has, such as a line break. Set "
+                "it to the key alone."
+            )
+        return key
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """The key, or none: without this, requests would send the password that `.netrc` has for the server."""
@@ -262,7 +321,6 @@ class EndpointJudge(Judge):
             request.headers["Authorization"] = f"Bearer {self._api_key()}"
         return request
 
-    def _excerpt(self, response: requests.Response) -> str:
+    def _excerpt(self, body: bytes) -> str:
         """The beginning of a body. Some servers quote the key in it."""
-        key = self._api_key()
-        return (response.text.replace(key, "***") if key else response.text)[:300]
+        return _hide(self._api_key(), body[:10_000].decode("utf-8", "replace"))[:300]
