@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters: found where PEFT puts them, and put on a base model that they leave as it is."""
 
-import json
 import os
 import re
 import warnings
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -24,6 +23,8 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .schema import read_json_as
+
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +36,12 @@ _ANY_FILE = ("config.json", ADAPTER_CONFIG_NAME, "safety_anchor_config.json", "s
 
 # Where PEFT's layers and wrappers keep what they were put on
 _BASE_PARTS = ("token_adapter", "base_layer", "original_module")
+
+
+class _AdapterConfig(TypedDict):
+    base_model_name_or_path: NotRequired[str | None]
+    revision: NotRequired[str | None]
+    modules_to_save: NotRequired[list[str] | None]
 
 
 @dataclass(frozen=True)
@@ -89,16 +96,10 @@ class AdapterFiles:
         Read `adapter_config.json`.
 
         Raises:
-            ValueError: If it is no JSON object.
+            ValueError: If it is corrupted.
         """
         path = cached_file(self.name_or_path, ADAPTER_CONFIG_NAME, revision=self.revision, subfolder=self.subfolder)
-        try:
-            config = json.loads(Path(path).read_bytes())
-        except ValueError as error:
-            raise ValueError(f"The `{ADAPTER_CONFIG_NAME}` of {self} is corrupted or truncated: {error}.") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"The `{ADAPTER_CONFIG_NAME}` of {self} is no JSON object.")
-        return config
+        return read_json_as(_AdapterConfig, path, f"The `{ADAPTER_CONFIG_NAME}` of {self} is corrupted: get it again.")
 
 
 def find_adapter(name_or_path: str | Path, revision: str | None = None) -> AdapterFiles | None:

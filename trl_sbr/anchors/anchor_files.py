@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from .prompts import Messages, as_messages
+from .untrusted_files import parse_json, read_bounded, read_text
 
 
 TENSOR_NAME = "safety_anchor.safetensors"
@@ -27,6 +28,7 @@ MAX_CONFIG_BYTES = 16 * 2**20
 _TENSOR_KEY = "hidden_states"
 _TEMPORARY_SUFFIX = ".trl_sbr_tmp"
 _MAX_SAFETENSORS_HEADER_BYTES = 2**16
+_MAX_TENSOR_BYTES = 256 * 2**20  # 8192 points at a hidden size of 8192
 _SEAL = "anchor_sha256"  # in the file alone: it is computed of all that the configuration holds
 
 
@@ -198,13 +200,10 @@ def read_anchor(directory: Path) -> tuple[AnchorConfig, torch.Tensor]:
 
 def read_config(path: Path) -> AnchorConfig:
     """Read and check `safety_anchor_config.json`, see [`read_anchor`]."""
-    size = path.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {size} bytes, expected at most {MAX_CONFIG_BYTES}: it is no anchor.")
     try:
-        data = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is corrupted or truncated: {error}. Get the file again.") from error
+        data = parse_json(read_text(path, MAX_CONFIG_BYTES), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error} It is corrupted or truncated, or no anchor: get the file again.") from error
     if not isinstance(data, dict) or not _is_int(data.get("format_version")):
         raise ValueError(f"{path} is no safety anchor configuration: it has no `format_version`.")
     if data["format_version"] not in (1, FORMAT_VERSION):
@@ -238,10 +237,6 @@ def read_config(path: Path) -> AnchorConfig:
 
 
 _NEW_IN_VERSION_2 = {"positions", "unembedding_sha256", _SEAL}
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"found {name}, which is no JSON")
 
 
 def _is_int(value: Any) -> bool:
@@ -345,16 +340,16 @@ def _check_positions(config: AnchorConfig, path: Path) -> None:
 
 def max_tensor_bytes(config: AnchorConfig) -> int:
     """Largest size that the tensor file of an anchor can have."""
-    return sum(config.points_per_anchor) * config.hidden_size * 4 + _MAX_SAFETENSORS_HEADER_BYTES
+    size = sum(config.points_per_anchor) * config.hidden_size * 4 + _MAX_SAFETENSORS_HEADER_BYTES
+    return min(size, _MAX_TENSOR_BYTES)
 
 
 def _read_tensor(path: Path, config: AnchorConfig) -> torch.Tensor:
     shape = sum(config.points_per_anchor), config.hidden_size
-    limit = max_tensor_bytes(config)
-    size = path.stat().st_size
-    if size > limit:
-        raise ValueError(f"{path} has {size} bytes, expected at most {limit} for states of shape {shape}.")
-    data = path.read_bytes()
+    try:
+        data = read_bounded(path, max_tensor_bytes(config))
+    except ValueError as error:
+        raise ValueError(f"{error} The anchor has states of shape {shape}.") from error
     found = sha256_hex(data)
     if found != config.tensor_sha256:
         raise ValueError(

@@ -8,6 +8,7 @@ import difflib
 import os
 from pathlib import Path
 
+from trl_sbr.anchors.untrusted_files import read_text
 from trl_sbr.recipes import resolve_config
 
 
@@ -147,8 +148,8 @@ def read_yaml(path: Path) -> dict:
             return super().construct_mapping(node, deep)
 
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        config = yaml.load(read_text(path), Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a YAML mapping (`key: value` lines), found {type(config).__name__}.")

@@ -75,7 +75,7 @@ def _difference(saved: SafetyAnchor, anchor: SafetyAnchor, tokenizer: PreTrained
     """In what the anchor of a checkpoint differs from that of the run, in words."""
     if saved.prompts != anchor.prompts:
         return f"its prompts are {saved.questions}, this run's {anchor.questions}"
-    for name in ("reference", "chat_template_kwargs"):
+    for name in ("reference", "chat_template_kwargs", "positions"):
         expected, found = getattr(saved.config, name), getattr(anchor.config, name)
         if expected != found:
             return f"its `{name}` is {expected!r}, this run's {found!r}"

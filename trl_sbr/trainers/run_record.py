@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
@@ -20,6 +20,7 @@ from peft import PeftModel
 
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from ..anchors.provenance import cached_commit, is_hub_id
+from ..anchors.schema import read_json_as
 
 
 if TYPE_CHECKING:
@@ -50,6 +51,41 @@ PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference
 _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
 
 
+class _BaseModel(TypedDict):
+    name_or_path: str
+    revision: str | None
+
+
+class _Protection(TypedDict):
+    anchor_loss_coef: float
+    anchor_loss_type: str
+    anchor_reference: str
+
+
+class _AnchorSource(TypedDict):
+    repo_id: str | None
+    commit: str | None
+
+
+class _DatasetSource(TypedDict):
+    id: str
+    revision: str | None
+
+
+class RunRecord(TypedDict):
+    """What `sbr_run.json` holds."""
+
+    base_model: _BaseModel
+    peft: dict[str, Any] | None
+    sbr: _Protection
+    anchor: _AnchorSource | None
+    files: dict[str, str]
+    datasets: list[_DatasetSource]
+    tags: list[str]
+    training: dict[str, str | int]
+    versions: dict[str, str]
+
+
 def find_weights(folder: Path) -> set[str]:
     """Names of the files in a folder that a model or an adapter is loaded from."""
     patterns = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
@@ -73,7 +109,7 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_folder(folder: Path) -> RunRecord:
     """
     Make sure that the weights, the anchor and the record in a folder are those of one training.
 
@@ -82,7 +118,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             What a training saved: its output folder, a checkpoint, or a copy of what was published.
 
     Returns:
-        `dict[str, Any]`: The record.
+        [`RunRecord`]: The record.
 
     Raises:
         FileNotFoundError: If there is no record, or a file that it names is missing.
@@ -111,9 +147,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     return record
 
 
-def make_record(
-    trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | list[str] | None = None
-) -> dict[str, Any]:
+def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
     """
     The record of a training as it stands: no prompt, no data and no path of a dataset is in it.
 
@@ -152,17 +186,17 @@ def make_record(
     }
 
 
-def write_record(record: dict[str, Any], folder: Path) -> None:
+def write_record(record: RunRecord, folder: Path) -> None:
     """Write a record as `sbr_run.json`."""
     write_atomically({folder / RECORD_NAME: record_to_bytes(record)})
 
 
-def record_to_bytes(record: dict[str, Any]) -> bytes:
+def record_to_bytes(record: RunRecord) -> bytes:
     """The content of `sbr_run.json`."""
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> RunRecord:
     """
     Read a record.
 
@@ -170,19 +204,12 @@ def read_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is no record.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} is not there: `trl-sbr sft`, or `SBRSFTTrainer.save_model`, writes it last, beside an adapter or model. "
             "A save that was cut off leaves none: save again."
         )
-    try:
-        record = json.loads(path.read_bytes())
-        record["base_model"]["name_or_path"], record["peft"], record["anchor"], record["datasets"], record["tags"]
-        {name: record["sbr"][name] for name in PROTECTION_SETTINGS}
-        record["files"].items()  # those of an earlier release have none
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not the record of a training: {error!r}.") from error
-    return record
+    return read_json_as(RunRecord, path, "It is not the record of a training: save the model again.")
 
 
 def peft_settings(model: PeftModel) -> dict[str, Any]:
