@@ -78,7 +78,8 @@ def is_launched_by_default(namespace: argparse.Namespace) -> bool:
 
 def launch(module: str, launch_args: list[str], script_args: list[str]) -> int:
     """
-    Launches a module, as TRL's `launch_training_script` launches the scripts within TRL.
+    Launches a module, as TRL's `launch_training_script` launches a file. That one knows those within TRL alone, and a file
+    of ours would have its folder searched first for imports: `evaluate.py` lies there.
 
     Args:
         module (`str`):
