@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from trl_sbr import HardeningConfig, HardeningTrainer
 from trl_sbr.anchors.bottleneck import get_unembedding
-from trl_sbr.anchors.prompts import encode_prompts
+from trl_sbr.anchors.prompts import encode_prompts, find_near_copies
+from trl_sbr.scripts.harden import BENIGN_PREFILL, PREFILLS
 from trl_sbr.trainers.held_contexts import (
     can_share_prefix,
     keep_answers,
@@ -244,6 +245,7 @@ class TestWrongInput:
             HardeningConfig("out", **{name: value})
 
 
-def test_openers():
+def test_openers_are_others_than_those_that_are_measured():
     openers = [*OPENERS, *BENIGN_OPENERS]
     assert len(set(openers)) == len(openers)
+    assert not find_near_copies([*PREFILLS, BENIGN_PREFILL], openers)
