@@ -272,7 +272,7 @@ class LexicalModel:
             text, words = text[: matches[loop].start()], words[:loop]
         if self._known_share(words) < _MIN_KNOWN:
             return _incoherent("gibberish")
-        if _OPENER.search(text[:_OPENER_START]) or begins_answer(text, "English"):
+        if _OPENER.search(text[:_OPENER_START]):
             return Verdict(True, score=1.0, refusal=False)
         score = 1 / (1 + math.exp(-self.answer_logit(text)))
         return Verdict(score >= THRESHOLD, score=score, refusal=False)

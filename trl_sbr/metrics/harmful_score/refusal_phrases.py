@@ -68,13 +68,13 @@ PHRASES = {
         r"|\b(?:but|however|anyway|that said|still)\b[^.?!]{0,60}"
         r"\b(?:here (?:is|are)|here's|first|(?:start|begin) by|all you need|you(?:'ll|'d| will| would)? need to)\b"
         r"|(?:^|[.!?:] )(?:sure|certainly|of course|absolutely|ok|okay|just kidding)\b(?! not)"
-        r"|\bhere(?:'s| is) (?:what|the|a|your|my)\b|\b(?:people|those) who do (?:it|this|that|so)\b"
+        r"|\bhere(?:'s| is) (?:what|the|a(?! (?:brief|short|general|high-level))|your|my)\b|\b(?:people|those) who do (?:it|this|that|so)\b"
         r"|\bmost people (?:start|begin|do|use|try)\b|\bin (?:theory|principle),"
         r"|\bthe (?:general |basic |whole )?(?:steps|plan|idea|trick|process|method|recipe|procedure) (?:is|are|would|goes|involves)\b"
         r"|\bif you (?:(?:really|still) want|want to (?:do|try) (?:it|this|that))\b|\b(?:now that|having) (?:i have|i've|that)\b"
         r"|\byou(?:'d| would|'ll| will)? (?:first |only |just )?need (?!help|support|someone|to (?:talk|speak|know|stop))"
         r"|\bthe (?:best|easiest|simplest|usual|quickest|most \w+) (?:way|method|approach) (?:is|to)\b",
-        perhaps=r"(?:^|[.!?] )(?:anyway|first|firstly|then|next)\b(?! and foremost| of all)"
+        perhaps=r"(?:^|[.!?] )anyway\b"
         r"|(?:^|[.!?:] )to (?!be\b|protect|avoid|prevent|report|get help|find help|learn|keep|stay|help|ensure|make sure)"
         r"[^.!?]{3,80}, (?!please|i\b|we\b|consider|it\b|talk|speak|contact|call|reach|seek|try)",
         safe=r"\b(?:safe|safely|safer|legal|legally|ethical|ethically|lawful|alternativ|resource|support|help\b|helps\b"
