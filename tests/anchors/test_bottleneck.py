@@ -49,13 +49,30 @@ class TestSharePrefix:
         assert batch.inputs["input_ids"].tolist() == [[1, 2, 3]]
         assert batch.inputs["attention_mask"][0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
 
+    def test_points_in_the_shared_part_and_behind_it(self):
+        batch = share_prefix([[5, 6, 7], [5, 6, 8, 9]], "cpu", positions=[[0, 1, 2], [1, 2, 3]])
+        assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+        assert batch.rows.tolist() == [0] * 6
+        assert batch.columns.tolist() == [0, 1, 2, 1, 3, 4]
+
+
+class TestPadRight:
+    def test_points(self):
+        batch = pad_right([[5, 6, 7], [5, 6, 8, 9]], "cpu", positions=[[0, 2], [1, 2, 3]])
+        assert batch.rows.tolist() == [0, 0, 1, 1, 1]
+        assert batch.columns.tolist() == [0, 2, 1, 2, 3]
+
 
 class TestLayOut:
+    @pytest.mark.parametrize("positions", [None, [[2, 9, len(ids) - 1] for ids in INPUT_IDS]], ids=["last", "points"])
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
-    def test_states_and_gradients_are_those_of_padded_rows(self, architecture):
+    def test_states_and_gradients_are_those_of_padded_rows(self, architecture, positions):
         model = build_model(architecture)
         freeze_unembedding(model)
-        batches = [pad_right(INPUT_IDS, "cpu"), lay_out(model, INPUT_IDS, tolerance=1e-4)]
+        batches = [
+            pad_right(INPUT_IDS, "cpu", positions),
+            lay_out(model, INPUT_IDS, tolerance=1e-4, positions=positions),
+        ]
         states, gradients = [], []
         for batch in batches:
             model.zero_grad()
@@ -65,6 +82,17 @@ class TestLayOut:
         assert relative_errors(states[1], states[0]).max() < 1e-5
         torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5 * gradients[0].abs().max().item())
         assert (len(batches[1].inputs["input_ids"]) == 1) is (architecture not in NEED_ROWS_OF_THEIR_OWN)
+
+    def test_points_are_those_of_unpadded_forwards(self):
+        model, positions = build_model("llama"), [[0, 5, len(ids) - 2] for ids in INPUT_IDS]
+        with torch.no_grad():
+            expected = [
+                model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, points]
+                for ids, points in zip(INPUT_IDS, positions, strict=True)
+            ]
+            batch = lay_out(model, INPUT_IDS, tolerance=1e-4, positions=positions)
+            found = final_hidden_states(model, get_unembedding(model), batch)
+        torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
     def test_a_single_prompt_is_a_row(self):
         assert "position_ids" not in lay_out(build_model("llama"), INPUT_IDS[:1], tolerance=1e-4).inputs

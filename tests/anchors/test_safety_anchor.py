@@ -113,6 +113,11 @@ class TestCapture:
         assert tokenizer.decode(anchor.input_ids[0]).startswith("calm: ")
         anchor.verify(model, tokenizer)
 
+    @pytest.mark.parametrize("value", [{1, 2}, (1, 2), float("nan"), object()], ids=["set", "tuple", "nan", "object"])
+    def test_chat_template_kwargs_that_no_file_can_hold(self, model, tokenizer, value):
+        with pytest.raises(ValueError, match="`chat_template_kwargs` that JSON can hold"):
+            capture(model, tokenizer, chat_template_kwargs={"mood": value})
+
     def test_train_mode_and_dropout_leave_no_trace(self, tokenizer):
         model = build_model("gpt2")  # has dropout
         expected = capture(model, tokenizer).hidden_states

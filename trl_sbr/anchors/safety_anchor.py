@@ -85,6 +85,18 @@ def _reference_model(model: nn.Module, reference: str) -> AbstractContextManager
     return model.disable_adapter() if reference == "base" and isinstance(model, PeftModel) else nullcontext()
 
 
+def _check_is_json(chat_template_kwargs: dict[str, Any]) -> None:
+    try:
+        same = json.loads(json.dumps(chat_template_kwargs, allow_nan=False)) == chat_template_kwargs
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"Expected `chat_template_kwargs` that JSON can hold as they are, found {chat_template_kwargs!r}: the anchor could "
+            "not be checked with them when it is loaded again."
+        )
+
+
 def _check_prompts(prompts: list[Messages], input_ids: list[list[int]], model: nn.Module) -> None:
     if not prompts:
         raise ValueError("Expected at least one anchor prompt, found none.")
@@ -255,6 +267,7 @@ class SafetyAnchor:
         chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
         input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
         _check_prompts(prompts, input_ids, model)
+        _check_is_json(chat_template_kwargs or {})
         positions = last_positions(input_ids)
         numerics = _numerics(model)
         if isinstance(model, PeftModel):
