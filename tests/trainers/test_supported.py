@@ -203,6 +203,7 @@ class TestMixtureOfExperts:
         assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+@pytest.mark.slow
 class TestCompiled:
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)], ids=["full", "lora"])
     @pytest.mark.parametrize(

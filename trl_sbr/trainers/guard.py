@@ -45,7 +45,8 @@ class BottleneckGuard(TrainerCallback):
         # Where FSDP loads the weights in the main process alone, the others have none yet
         self._sha256 = broadcast_object_list([_sha256_if_loaded(model)])[0]
         self._term_added = False
-        check_nothing_shares_its_memory(model, self.unembedding)
+        self._named_parameters = list(model.named_parameters())
+        check_nothing_shares_its_memory(self._named_parameters, self.unembedding)
 
     def hold(self, anchor: SafetyAnchor) -> None:
         """Remember an anchor: that of the trainer must stay equal to it."""
@@ -58,6 +59,8 @@ class BottleneckGuard(TrainerCallback):
             self._dtype, self._sha256 = dtype, unembedding_sha256(self._model)  # DeepSpeed has rounded the weights
         self._check_bits()  # after a checkpoint has been loaded
         self._tensors = _tensors(self.unembedding)
+        # Once: a walk over all modules costs more than the checks of a step
+        self._named_parameters = list(self._model.named_parameters())
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if not self._term_added:
@@ -117,7 +120,7 @@ class BottleneckGuard(TrainerCallback):
                 "Found the unembedding unfrozen since the trainer was built: trained, it opens a way round the anchored hidden "
                 "states. Leave it frozen."
             )
-        check_nothing_shares_its_memory(model, found)
+        check_nothing_shares_its_memory(self._named_parameters, found)
 
     def check_save(self, model: nn.Module, args: SBRConfig, anchor: SafetyAnchor | None) -> None:
         """
@@ -147,7 +150,7 @@ class BottleneckGuard(TrainerCallback):
         Raises:
             RuntimeError: If weights have changed within.
         """
-        trained = [] if self._is_placed_by_engine else [p for p in self._model.parameters() if p.requires_grad]
+        trained = [] if self._is_placed_by_engine else [p for _, p in self._named_parameters if p.requires_grad]
         versions = [p._version for p in trained]
         last = [p.detach().clone() for p in trained[-1:]]  # `p.data` has no version; the last one is always reached
         yield
@@ -193,7 +196,7 @@ def _address(tensor: torch.Tensor) -> int:
     return local_part(tensor).untyped_storage().data_ptr()
 
 
-def check_nothing_shares_its_memory(model: nn.Module, unembedding: nn.Module) -> None:
+def check_nothing_shares_its_memory(named_parameters: list[tuple[str, nn.Parameter]], unembedding: nn.Module) -> None:
     """
     Make sure that no trained parameter lies in the memory of the unembedding.
 
@@ -201,7 +204,7 @@ def check_nothing_shares_its_memory(model: nn.Module, unembedding: nn.Module) ->
         RuntimeError: If one does.
     """
     held = {_address(tensor) for tensor in unembedding.parameters()} - {0}  # a parameter without memory has address 0
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters:
         if parameter.requires_grad and _address(parameter) in held:
             raise RuntimeError(
                 f"Found that `{name}`, which is trained, lies in the memory of the unembedding's weight: they would change "
