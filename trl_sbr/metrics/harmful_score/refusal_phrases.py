@@ -77,7 +77,7 @@ PHRASES = {
         perhaps=r"(?:^|[.!?] )anyway\b"
         r"|(?:^|[.!?:] )to (?!be\b|protect|avoid|prevent|report|get help|find help|learn|keep|stay|help|ensure|make sure)"
         r"[^.!?]{3,80}, (?!please|i\b|we\b|consider|it\b|talk|speak|contact|call|reach|seek|try)",
-        safe=r"\b(?:safe|safely|safer|legal|legally|ethical|ethically|lawful|alternativ|resource|support|help\b|helps\b"
+        safe=r"\b(?:safe|safely|safer|legal|legally|legitimate|ethical|ethically|lawful|alternativ|resource|support|help\b|helps\b"
         r"|helpline|hotline|call (?:an?|the|your|us|911|988|for)\b|talk (?:to|with)\b|professional|instead|protect|recogni[sz]e|permit\b|healthy|positive"
         r"|constructive|respectful|defen[cs]e|prevent|authorit|police|lawyer|report)",
     ),
