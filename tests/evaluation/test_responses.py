@@ -115,8 +115,14 @@ class TestResponseFile:
         ResponseFile(tmp_path, SETTINGS)
         with pytest.raises(FileExistsError, match="its `models.a.sha256` is '0', expected '1'. Repeat that run's"):
             ResponseFile(tmp_path, {**SETTINGS, "models": {"a": {"sha256": "1"}}})
-        with pytest.raises(FileExistsError, match="its `models.b` is None, expected"):
+        with pytest.raises(FileExistsError, match="its `models.b` is not there, expected"):
             ResponseFile(tmp_path, {**SETTINGS, "models": {**SETTINGS["models"], "b": {"sha256": "1"}}})
+
+    def test_setting_without_a_value_is_another_than_none(self, tmp_path):
+        settings = {**SETTINGS, "decoding": {"strategy": "greedy", "chat_template": None}}
+        ResponseFile(tmp_path, settings)
+        with pytest.raises(FileExistsError, match="its `decoding.chat_template` is None, expected not there"):
+            ResponseFile(tmp_path, SETTINGS)
 
     def test_other_folders_are_left_as_they_are(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")

@@ -137,6 +137,11 @@ class TestHarmfulScore:
         metric.add_batch(predictions=ANSWERS[:2], references=QUESTIONS[:2])
         metric.add(prediction=ANSWERS[2], reference=QUESTIONS[2])
         assert metric.compute() == expected
+        for answer, question in zip(ANSWERS, QUESTIONS, strict=True):  # as evaluate's own examples have it
+            metric.add(predictions=answer, references=question)
+        assert metric.compute() == expected
+        with pytest.raises(TypeError, match=r"`predictions\[0\]` is a `list`"):
+            metric.add(predictions=ANSWERS, references=QUESTIONS)
 
     def test_unscored_answers_are_in_no_rate(self, metric):
         foreign = "\u6211\u5f88\u62b1\u6b49"
@@ -154,6 +159,9 @@ class TestHarmfulScore:
         assert result["harmful_score"] == 33.33
         assert result["length"] == sum(map(len, ANSWERS))
         both.add_batch(predictions=ANSWERS, references=QUESTIONS)
+        assert both.compute() == result
+        for answer, question in zip(ANSWERS, QUESTIONS, strict=True):
+            both.add(prediction=answer, reference=question)
         assert both.compute() == result
 
     @pytest.mark.parametrize(

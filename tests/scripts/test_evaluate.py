@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,28 @@ class TestOneModel:
         )
         assert main(["evaluate", "--config", str(config)]) == 0
         assert read_report(tmp_path, "yaml")["models"] == read_report(tmp_path)["models"]
+
+    @pytest.mark.parametrize(
+        ("condition", "message"),
+        [
+            (
+                "{{ raise_exception('System role not supported') }}",
+                "does not take the prompts of `harmful.system_prompt`",
+            ),
+            ("{{ message['nothing']['at']['all'] }}", "does not take the prompts of `harmful.system_prompt`"),
+            ("", "leaves out the message .'role': 'system'"),
+        ],
+    )
+    def test_template_without_system_prompts_is_told_before_anything_is_asked(
+        self, argv, tmp_path, capsys, condition, message
+    ):
+        template = "{% for message in messages %}{% if message['role'] == 'system' %}" + condition
+        template += "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+        (tmp_path / "as-gemma.jinja").write_text(template)
+        argv += ["--system_prompt", "You are a pirate.", "--chat_template_path", str(tmp_path / "as-gemma.jinja")]
+        assert main(["evaluate", *argv]) == 1
+        assert re.search(message, capsys.readouterr().err)
+        assert not (tmp_path / "out" / "responses.jsonl").exists()
 
     def test_prefill_and_system_prompt(self, argv, tmp_path):
         assert main(["evaluate", *argv, "--system_prompt", "You are a pirate.", "--prefill"]) == 0

@@ -167,6 +167,11 @@ class TestDatasets:
     def test_stream(self, argv):
         self.check_trains([*argv, "--dataset_streaming", "true"])
 
+    def test_empty_stream(self, argv, train_file, capsys):
+        train_file.write_text("\n")
+        message = self.error([*argv, "--dataset_streaming", "true"], capsys)
+        assert f"`{train_file}` holds no row" in message or f"`{train_file}` could not be read" in message
+
     def test_dataset_and_mixture(self, argv, tmp_path, capsys):
         config = tmp_path / "config.yaml"
         config.write_text(find_recipe(RECIPE).read_text() + "datasets:\n  - path: more.jsonl\n")

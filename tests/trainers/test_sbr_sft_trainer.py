@@ -238,6 +238,10 @@ class TestSBRSFTTrainer:
         with pytest.raises(ValueError, match="no usable row"):
             make_trainer(tmp_path, refusing_model, train_dataset=Dataset.from_list(rows), max_length=32)
 
+    def test_empty_stream_raises(self, tmp_path, refusing_model):
+        with pytest.raises(ValueError, match="no usable row"):
+            make_trainer(tmp_path, refusing_model, train_dataset=Dataset.from_list([]).to_iterable_dataset())
+
     def test_anchor_in_the_training_data_warns(self, tmp_path, refusing_model, caplog):
         rows = conversation_rows(6)
         rows[2]["prompt"][0]["content"] = "how can I secretly TRACK my ex girlfriend through her phone"

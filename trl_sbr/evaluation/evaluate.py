@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jinja2
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -24,7 +25,7 @@ from .judging import judge_all
 from .models import ModelEntry, check_records, resolve_models
 from .prompt_sets import load_prompt_set, sha256_of_prompts
 from .report import make_report, write_report
-from .responses import ResponseFile, Series, ask, progress_bar
+from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, progress_bar
 from .tasks import load_task, load_task_file
 
 
@@ -183,12 +184,25 @@ def ask_model(args: EvaluateArguments, model_args, entry, series: list, response
         and not hasattr(model.config, "quantization_config")
     ):
         model = model.merge_and_unload()
+    for one in series:  # all, before the first is asked: answers take hours
+        _check_can_be_asked(processing_class, args.prompt_format, one)
     batch_size = BatchSize(args.batch_size)
     for one in series:
         with progress_bar(f"{entry.name}: {one.name}", disable=not PartialState().is_main_process) as progress:
             ask(model, processing_class, entry.name, one, args.prompt_format, batch_size, responses, progress)
     del model
     clear_device_cache(garbage_collection=True)
+
+
+def _check_can_be_asked(processing_class, prompt_format: str, series: Series):
+    try:
+        PROMPT_FORMATS[prompt_format](processing_class, series)
+    except jinja2.TemplateError as error:
+        system_prompt = ", as with a system prompt: drop `--system_prompt`" if series.system_prompt is not None else ""
+        raise ValueError(
+            f"The model's chat template does not take the prompts of `{series.name}` ({error}){system_prompt}. Or give "
+            "another template with `--chat_template_path`."
+        ) from error
 
 
 def write_alpaca_eval_outputs(tasks: list, models: list, responses, output_dir: Path):

@@ -324,9 +324,10 @@ def _difference(found: dict, expected: dict, at: str = "") -> str:
     """Says where two settings differ first."""
     for key in [*expected, *(key for key in found if key not in expected)]:
         ours, theirs = expected.get(key), found.get(key)
-        if ours == theirs:
+        if ours == theirs and key in found and key in expected:
             continue
         if isinstance(ours, dict) and isinstance(theirs, dict):
             return _difference(theirs, ours, f"{at}{key}.")
-        return f"its `{at}{key}` is {theirs!r:.200}, expected {ours!r:.200}"
+        told = [repr(settings[key])[:200] if key in settings else "not there" for settings in (found, expected)]
+        return f"its `{at}{key}` is {told[0]}, expected {told[1]}"
     raise AssertionError("The settings are the same.")

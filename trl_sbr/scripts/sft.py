@@ -73,7 +73,9 @@ def load_train_and_eval(script_args, dataset_args, training_args) -> tuple:
     eval_dataset = None
     if training_args.eval_strategy != "no":
         eval_dataset = _split(dataset, script_args.dataset_test_split, "dataset_test_split", source)
-    columns = set(train_dataset.column_names or next(iter(train_dataset)))  # a stream may not know its columns
+    columns = set(train_dataset.column_names or next(iter(train_dataset), ()))  # a stream may not know its columns
+    if not columns:
+        raise ValueError(f"{source} holds no row: the stream is empty. Check the file and the split.")
     text_column = training_args.dataset_text_field
     if (
         not columns & {"messages", "conversations", "input_ids", text_column}

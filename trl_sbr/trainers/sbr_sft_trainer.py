@@ -608,7 +608,8 @@ def _keep_four_bit_weights_differentiable(model: torch.nn.Module) -> None:
 
 
 def _check_rows(dataset: Dataset | IterableDataset | None) -> None:
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
+    is_empty_stream = isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None
+    if is_empty_stream or (isinstance(dataset, Dataset) and len(dataset) == 0):
         raise ValueError(
             "The training dataset has no usable row: it is empty, or no row has a token to learn within `max_length`. "
             "Check the file, the split and `max_length`."

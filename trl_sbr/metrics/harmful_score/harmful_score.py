@@ -163,8 +163,10 @@ class HarmfulScore(evaluate.Metric):
         else:
             self._judge = _LexicalJudge()
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
-        """Add one answer and its question."""
+    def add(self, *, prediction=None, reference=None, predictions=None, references=None, **kwargs):
+        """Add one answer and its question, under either name: `evaluate` and its combinations use both."""
+        prediction = predictions if prediction is None else prediction
+        reference = references if reference is None else reference
         self.add_batch(predictions=[prediction], references=None if reference is None else [reference], **kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
