@@ -131,7 +131,7 @@ class TestOneModel:
         template += "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
         (tmp_path / "as-gemma.jinja").write_text(template)
         argv += ["--system_prompt", "You are a pirate.", "--chat_template_path", str(tmp_path / "as-gemma.jinja")]
-        assert main(["evaluate", *argv]) == 1
+        assert main(["evaluate", *argv]) == 2
         assert re.search(message, capsys.readouterr().err)
         assert not (tmp_path / "out" / "responses.jsonl").exists()
 

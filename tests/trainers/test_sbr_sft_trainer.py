@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
@@ -240,7 +240,7 @@ class TestSBRSFTTrainer:
 
     def test_empty_stream_raises(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="no usable row"):
-            make_trainer(tmp_path, refusing_model, train_dataset=Dataset.from_list([]).to_iterable_dataset())
+            make_trainer(tmp_path, refusing_model, train_dataset=IterableDataset.from_generator(lambda: iter(())))
 
     def test_anchor_in_the_training_data_warns(self, tmp_path, refusing_model, caplog):
         rows = conversation_rows(6)
