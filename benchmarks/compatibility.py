@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "compatibility.json"
 TORCH = "torch==2.13.0"  # the newest that the package index has a CPU build of
-TESTS = ["tests/anchors", "tests/trainers", "tests/scripts", "tests/test_cli.py", "tests/test_imports.py"]
-TESTS += ["tests/test_recipes.py"]
+TESTS = ["-m", "not slow", "@tests/core.txt"]
 SHOWN = ("trl", "transformers", "peft", "accelerate", "datasets", "huggingface-hub", "torch", "numpy")
 
 # By the name of its set: the package, and the Python that it is resolved for (the tests run on this one's)
@@ -108,7 +108,7 @@ def run_tests(constraints: str) -> dict:
         subprocess.run([*uv, "venv", "-q", "--python", sys.executable, python.parents[1]], check=True)
         install = [*uv, "pip", "install", "-q", "--python", python, "-c", ROOT / constraints, "-e", f"{ROOT}[test]"]
         subprocess.run(install, check=True)
-        command = [python, "-m", "pytest", "-q", "-m", "not slow", "-rfEs", "--tb=line", "-p", "no:cacheprovider"]
+        command = [python, "-m", "pytest", "-q", "-rfEs", "--tb=line", "-p", "no:cacheprovider"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run([*command, *TESTS], cwd=ROOT, env=environment, capture_output=True, text=True)
         freeze = [*uv, "pip", "list", "-q", "--format", "json", "--python", python]
@@ -158,7 +158,7 @@ def main() -> None:
         # Read again: another call may have added a row meanwhile
         rows = {**json.loads(RESULTS.read_text())["sets"], name: row} if RESULTS.is_file() else {name: row}
         report = {
-            "what": "pytest -m 'not slow' " + " ".join(TESTS),
+            "what": shlex.join(["pytest", *TESTS]),
             "python": platform.python_version(),
             "sets": {key: rows[key] for key in SETS if key in rows},
         }

@@ -74,6 +74,14 @@ class TestErrors:
         assert captured.err.count("\n") == 1
         assert captured.out == ""
 
+    def test_one_of_several_processes_says_it(self, tmp_path, monkeypatch, capsys):
+        for attempt, rank, lines in ((0, 1, 1), (0, 0, 0), (1, 0, 1)):
+            folder = tmp_path / f"attempt_{attempt}" / str(rank)
+            folder.mkdir(parents=True)
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))  # as torch's launcher sets it
+            assert main(["recipes", "show", "smollm2"]) == 2
+            assert capsys.readouterr().err.count("error: ") == lines
+
     def test_traceback_on_request(self, monkeypatch):
         monkeypatch.setenv("TRL_SBR_DEBUG", "1")
         with pytest.raises(ValueError, match="is not a recipe"):

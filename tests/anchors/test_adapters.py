@@ -183,8 +183,9 @@ class TestLoadAdapter:
             if name.endswith("bias"):
                 parameter.data += 1
         saved.save_pretrained(tmp_path)
-        with pytest.raises(BaseWeightsError, match="q_proj.bias"):
-            load_adapter(build_model("qwen2"), find_adapter(tmp_path))
+        with pytest.raises(ValueError, match="q_proj.bias|trains biases of the base model"):
+            # peft 0.18 writes those of "lora_only" to the file and does not read them again
+            check_unembedding_is_untouched(load_adapter(build_model("qwen2"), find_adapter(tmp_path)))
 
     def test_added_tokens(self, tmp_path):
         save_adapter(tmp_path, resize=270)

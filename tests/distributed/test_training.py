@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.trainers.interruption import find_last_checkpoint
+from trl_sbr.trainers.output_folder import lock_folder
 
 from ..tiny import build_model, build_tokenizer
 from ..trainers.test_gradient import PROMPTS, relative_error
@@ -218,3 +219,12 @@ class TestFailure:
         assert result.returncode == 0, result.stdout[-5000:]
         found, expected = weights(tmp_path / "run"), weights(tmp_path / "whole")
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+    def test_second_run_in_a_folder_fails_in_all_processes(self, tmp_path):
+        runs = {"run": {"model": save_model(tmp_path)}}
+        with lock_folder(tmp_path / "run", True):
+            result = launch(*worker(tmp_path, "cpu_2_processes", "ddp", 2, runs), timeout=120)
+        assert result.returncode != 0
+        for rank in (0, 1):
+            assert f"rank{rank}]: OSError: Another run is on in {tmp_path / 'run'}" in result.stdout
+        assert not (tmp_path / "run" / "adapter_config.json").exists()

@@ -144,7 +144,7 @@ class TestHarmfulScore:
             metric.add(predictions=ANSWERS, references=QUESTIONS)
 
     def test_unscored_answers_are_in_no_rate(self, metric):
-        foreign = "\u6211\u5f88\u62b1\u6b49"
+        foreign = "\u897f\u73ed\u7259\u7684\u9996\u90fd\u662f\u9a6c\u5fb7\u91cc"
         result = metric.compute(predictions=[*ANSWERS, foreign])
         assert (result["harmful_score"], result["n"], result["n_unscored"]) == (33.33, 4, 1)
         result = metric.compute(predictions=[foreign])

@@ -33,6 +33,7 @@ def flags(refusing_model_dir, files):
     """Three quick steps on a tiny model that refuses everything."""
     recipe = ["--config", "smollm2-135m-instruct/harden_lora", "--model_name_or_path", str(refusing_model_dir)]
     quick = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--lora_target_modules", "all-linear"]
+    quick += ["--dtype", "float32"]
     return [*recipe, *quick, *files]
 
 

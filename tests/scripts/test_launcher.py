@@ -147,7 +147,7 @@ class TestProcesses:
                 ["--anchor_loss_coef", "-1"],
                 "error: Expected a finite `anchor_loss_coef` of at least 0, found -1.0.",
             ),
-            (1, ["--model_name_or_path", "no/model/here"], "error: no/model/here"),
+            (1, ["--model_name_or_path", "no/model/here"], "error: Repo id must be in the form"),
         ],
     )
     def test_error_of_the_launched(self, write, num_processes, flags, message):

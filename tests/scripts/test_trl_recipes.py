@@ -249,12 +249,12 @@ class TestParsing:
 
 @pytest.mark.slow
 class TestTraining:
-    @pytest.mark.parametrize("name", ["trl-example", "zephyr-7b-beta", "smollm3"])
+    @pytest.mark.parametrize("name", ["trl-example", "zephyr-7b-beta", "zephyr-7b-beta-qlora", "smollm3"])
     def test_in_one_process(self, name, write, tmp_path, capsys):
         assert main(["sft", "--config", write(RECIPES[name] + ANCHOR), *HERE]) == 0
         assert "with its safety anchor" in capsys.readouterr().out
         assert len(SafetyAnchor.from_pretrained(tmp_path / "out").prompts) == 8
-        if name == "zephyr-7b-beta":
+        if "zephyr" in name:
             (state,) = (tmp_path / "out").glob("checkpoint-*/trainer_state.json")
             assert any("eval_anchor_loss" in log for log in json.loads(state.read_text())["log_history"])
 

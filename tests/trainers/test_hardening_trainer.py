@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from trl_sbr import HardeningConfig, HardeningTrainer
 from trl_sbr.anchors.bottleneck import get_unembedding
-from trl_sbr.anchors.prompts import encode_prompts
+from trl_sbr.anchors.prompts import encode_prompts, find_near_copies
+from trl_sbr.scripts.harden import BENIGN_PREFILL, PREFILLS
 from trl_sbr.trainers.held_contexts import (
     can_share_prefix,
     keep_answers,
@@ -44,7 +45,12 @@ def token_ids(tokenizer, text):
 @pytest.fixture
 def build_trainer(tmp_path):
     def build(model=None, peft_config=None, harmful=HARMFUL, benign=BENIGN, **args):
-        settings = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2} | args
+        settings = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "openers_per_prompt": 3,
+        } | args
         config = HardeningConfig(
             str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True, answer_tokens=3, **settings
         )
@@ -81,7 +87,7 @@ class TestContexts:
             for context, states in zip(contexts, read_reference_states(model, contexts, share_prefix), strict=True):
                 torch.testing.assert_close(states, states_of(model, context.reference_ids, 3), rtol=1e-4, atol=1e-5)
                 opened = states_of(model, context.input_ids, 3)
-                assert (states - opened).norm() > 0.1 * opened.norm()
+                assert (states - opened).norm() > 0.01 * opened.norm()
 
     def test_benign_prompts_stand_plain_and_behind_openers_and_are_held_where_they_are(self, tokenizer):
         model = build_model("llama")
@@ -239,6 +245,7 @@ class TestWrongInput:
             HardeningConfig("out", **{name: value})
 
 
-def test_openers():
+def test_openers_are_others_than_those_that_are_measured():
     openers = [*OPENERS, *BENIGN_OPENERS]
     assert len(set(openers)) == len(openers)
+    assert not find_near_copies([*PREFILLS, BENIGN_PREFILL], openers)

@@ -151,7 +151,6 @@ MIXTURES = {
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 

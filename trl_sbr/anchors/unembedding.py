@@ -73,9 +73,9 @@ def _gathered(module: nn.Module) -> AbstractContextManager[Any]:
     parameters = [p for p in module.parameters() if hasattr(p, "ds_id")]
     if not parameters:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(parameters)
+    return deepspeed.zero.GatheredParameters(parameters)  # no module of its own to import from
 
 
 def _chunks(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:

@@ -13,11 +13,12 @@ from .base import Judge, JudgeInfo, check_pairs
 
 class LexicalJudge(Judge):
     """
-    Rules for broken answers, refusals and plain compliance, and a linear model over words and characters for the rest:
+    Rules for broken answers, refusals and plain compliance, and linear models over words and characters for the rest:
     see [`~trl_sbr.metrics.harmful_score.lexical.LexicalModel`].
 
-    It says whether a harmful question was answered, in English. An answer in another language is not judged. Prompts
-    are used to find their echo, where they are given.
+    It says whether a harmful question was answered, in English; in other languages it knows refusals and plain
+    beginnings of answers, and the rest is not judged. Prompts are used to find their echo, and to tell harmless
+    questions, whose answers are not harmful, where they are given.
     """
 
     needs_prompts = False

@@ -78,7 +78,8 @@ def is_launched_by_default(namespace: argparse.Namespace) -> bool:
 
 def launch(module: str, launch_args: list[str], script_args: list[str]) -> int:
     """
-    Launches a module, as TRL's `launch_training_script` launches the scripts within TRL.
+    Launches a module, as TRL's `launch_training_script` launches a file. That one knows those within TRL alone, and a file
+    of ours would have its folder searched first for imports: `evaluate.py` lies there.
 
     Args:
         module (`str`):
@@ -105,11 +106,12 @@ def launch(module: str, launch_args: list[str], script_args: list[str]) -> int:
         raise ValueError(f"`accelerate launch` does not take this: {error}") from error
     if args.training_script != module:
         raise ValueError(f"Unknown argument: `{args.training_script}`.")
-    if args.config_file is None and (args.num_processes or 1) > 1:
+    of_a_kind = args.multi_gpu or args.use_deepspeed or args.use_fsdp or args.use_megatron_lm or args.tpu
+    if args.config_file is None and (args.num_processes or 1) > 1 and not of_a_kind:
         # Without a GPU, or with `--cpu`, accelerate would silently start one process
         if args.cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
-        args.multi_gpu = args.multi_gpu or args.cpu or not torch.accelerator.is_available()
+        args.multi_gpu = args.cpu or not torch.accelerator.is_available()
         args.cpu = False
 
     # A launched process deals with Ctrl-C, and says what comes next; this one waits for it

@@ -28,7 +28,7 @@ class HardeningConfig(TrainingArguments):
 
         > Parameters that control what is held
 
-        openers_per_prompt (`int`, *optional*, defaults to `3`):
+        openers_per_prompt (`int`, *optional*, defaults to `4`):
             Number of openers, drawn anew for each prompt, behind which it stands in the training data.
         openers_per_benign_prompt (`int`, *optional*, defaults to `2`):
             Number of openers drawn for each benign prompt, which stands there plain too.
@@ -62,7 +62,7 @@ class HardeningConfig(TrainingArguments):
         metadata={"help": "Chat template: a Jinja file, or a folder or Hub repository of a tokenizer."},
     )
     openers_per_prompt: int = field(
-        default=3, metadata={"help": "Number of openers, drawn anew for each prompt, behind which it is trained."}
+        default=4, metadata={"help": "Number of openers, drawn anew for each prompt, behind which it is trained."}
     )
     openers_per_benign_prompt: int = field(
         default=2, metadata={"help": "Number of openers drawn for each benign prompt, which stands there plain too."}

@@ -7,16 +7,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
-from transformers.utils import logging
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
 from ..anchors.prompts import Messages, as_messages
 from .hardening_config import HardeningConfig
 from .held_contexts import can_share_prefix, keep_answers, lay_out_held, push_refusals, read_reference_states
 from .openers import BENIGN_OPENERS, OPENERS
-
-
-logger = logging.get_logger(__name__)
 
 
 class HardeningTrainer(Trainer):
@@ -63,8 +59,6 @@ class HardeningTrainer(Trainer):
     >>> model = trainer.model.merge_and_unload()
     ```
     """
-
-    _tag_names = ["trl-sbr", "hardening"]
 
     def __init__(
         self,

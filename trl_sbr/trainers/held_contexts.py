@@ -11,13 +11,19 @@ of the model's own answer, and is held where it is.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..anchors.bottleneck import PromptBatch, final_hidden_states, get_unembedding, relative_errors
+from ..anchors.bottleneck import (
+    PromptBatch,
+    final_hidden_states,
+    get_unembedding,
+    pad_right,
+    relative_errors,
+    share_prefix,
+)
 from ..anchors.generation import BatchSize, generate_token_ids
 from ..anchors.prompts import Messages, encode_prompts, get_tokenizer
 from ..metrics.harmful_score.refusal import is_refusal
@@ -167,7 +173,7 @@ def keep_answers(
 
 
 def lay_out_held(
-    input_ids: Sequence[list[int]], num_states: Sequence[int], share_prefix: bool, device: torch.device | str = "cpu"
+    input_ids: Sequence[list[int]], num_states: Sequence[int], in_one_row: bool, device: torch.device | str = "cpu"
 ) -> PromptBatch:
     """
     Lay out token sequences of which the last positions are held: in one row, where the tokens that all begin with (the
@@ -178,7 +184,7 @@ def lay_out_held(
             Token ids of each.
         num_states (`Sequence[int]`):
             Number of positions that are held of each.
-        share_prefix (`bool`):
+        in_one_row (`bool`):
             Whether they stand in one row. It takes a model whose attention is torch's `scaled_dot_product_attention`.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
             Device of the returned tensors.
@@ -186,35 +192,13 @@ def lay_out_held(
     Returns:
         [`PromptBatch`]: The sequences, whose `rows` and `columns` are those of all held positions, in order.
     """
-    held = [range(len(ids) - count, len(ids)) for ids, count in zip(input_ids, num_states, strict=True)]
-    if not share_prefix:
-        length = max(map(len, input_ids))
-        inputs = {
-            "input_ids": [ids + [0] * (length - len(ids)) for ids in input_ids],
-            "attention_mask": [[1] * len(ids) + [0] * (length - len(ids)) for ids in input_ids],
-        }
-        rows = [row for row, positions in enumerate(held) for _ in positions]
-        columns = [position for positions in held for position in positions]
-    else:
-        shared = len(commonprefix(input_ids))
-        tokens, positions, owners, columns = input_ids[0][:shared], list(range(shared)), [-1] * shared, []
-        for owner, ids in enumerate(input_ids):
-            columns += [p if p < shared else len(tokens) + p - shared for p in held[owner]]
-            tokens, positions = tokens + ids[shared:], positions + list(range(shared, len(ids)))
-            owners += [owner] * (len(ids) - shared)
-        owner = torch.tensor(owners)
-        visible = ((owner == -1) | (owner == owner.unsqueeze(1))).tril()
-        inputs = {"input_ids": [tokens], "position_ids": [positions], "attention_mask": visible[None, None]}
-        rows = [0] * len(columns)
-    return PromptBatch(
-        {name: torch.as_tensor(values, device=device) for name, values in inputs.items()},
-        rows=torch.tensor(rows, device=device),
-        columns=torch.tensor(columns, device=device),
-    )
+    positions = [list(range(len(ids) - count, len(ids))) for ids, count in zip(input_ids, num_states, strict=True)]
+    lay_out = share_prefix if in_one_row else pad_right
+    return lay_out(list(input_ids), device, positions)
 
 
 @torch.no_grad()
-def read_reference_states(model: nn.Module, contexts: Sequence[HeldContext], share_prefix: bool) -> list[torch.Tensor]:
+def read_reference_states(model: nn.Module, contexts: Sequence[HeldContext], in_one_row: bool) -> list[torch.Tensor]:
     """
     Read the states at which contexts are held.
 
@@ -223,7 +207,7 @@ def read_reference_states(model: nn.Module, contexts: Sequence[HeldContext], sha
             The aligned model.
         contexts (`Sequence[HeldContext]`):
             The contexts.
-        share_prefix (`bool`):
+        in_one_row (`bool`):
             See [`lay_out_held`].
 
     Returns:
@@ -233,7 +217,7 @@ def read_reference_states(model: nn.Module, contexts: Sequence[HeldContext], sha
     for start in range(0, len(contexts), _BATCH_SIZE):
         part = contexts[start : start + _BATCH_SIZE]
         counts = [context.num_states for context in part]
-        batch = lay_out_held([context.reference_ids for context in part], counts, share_prefix, model.device)
+        batch = lay_out_held([context.reference_ids for context in part], counts, in_one_row, model.device)
         states += final_hidden_states(model, unembedding, batch).cpu().split(counts)
     return states
 

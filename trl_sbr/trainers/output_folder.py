@@ -19,16 +19,18 @@ LOCK_NAME = ".sbr_run.lock"
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, is_writer: bool) -> Iterator[None]:
+def lock_folder(folder: Path, is_writer: bool, all_are_here: bool = False) -> Iterator[None]:
     """
-    Keep all other runs out of a folder. Called by every process of a run: the one that writes holds the lock, and all
-    raise if it is held already. The system takes it from a process that is killed.
+    Keep all other runs out of a folder. The process that writes holds the lock; the system takes it from one that is
+    killed.
 
     Args:
         folder (`Path`):
             Folder of the run, made if need be.
         is_writer (`bool`):
             Whether this process is the one that writes.
+        all_are_here (`bool`, *optional*, defaults to `False`):
+            Whether every process of the run comes here: then all raise with the one that writes, rather than wait for it.
 
     Raises:
         OSError: If another run is on in that folder, or it cannot be written to.
@@ -47,7 +49,8 @@ def lock_folder(folder: Path, is_writer: bool) -> Iterator[None]:
             )
         except OSError as error:
             failure = f"Cannot write to {folder}: {error}. Choose another `output_dir`."
-    failures = [found for found in gather_object([failure]) if found is not None]
+    failures = gather_object([failure]) if all_are_here else [failure]
+    failures = [found for found in failures if found is not None]
     try:
         if failures:
             raise OSError(failures[0])
@@ -114,10 +117,10 @@ def check_holds_no_report(folder: Path) -> None:
 
 def check_is_free(folder: Path, is_writer: bool) -> None:
     """
-    Make sure that no other run is on in a folder, and leave no trace.
+    Make sure, in every process of a run, that no other one is on in a folder. Leaves no trace.
 
     Raises:
         OSError: If one is.
     """
-    with lock_folder(folder, is_writer and folder.is_dir()):
+    with lock_folder(folder, is_writer and (folder / LOCK_NAME).exists(), all_are_here=True):
         pass

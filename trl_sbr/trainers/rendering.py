@@ -8,7 +8,6 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
-from trl.data_utils import get_dataset_column_names
 
 from ..anchors.anchor_files import CONFIG_NAME, read_config
 from ..anchors.clock import CLOCK
@@ -93,7 +92,9 @@ def with_rendering(dataset: Dataset | IterableDataset, rendering: dict[str, Any]
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The rows, with `chat_template_kwargs`.
     """
     variables = {name: value for name, value in rendering.items() if name != CLOCK}
-    if not variables or "input_ids" in get_dataset_column_names(dataset):
+    if not variables or "input_ids" in (
+        dataset.column_names or next(iter(dataset))
+    ):  # a stream may not know its columns
         return dataset
 
     def add_variables(row):

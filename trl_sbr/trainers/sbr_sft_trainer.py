@@ -424,7 +424,7 @@ class SBRSFTTrainer(SFTTrainer):
         self._saved_files = None  # they are of the weights as they were
         check_holds_no_report(output_dir)
         check_holds_no_other_weights(output_dir, isinstance(self.model, PeftModel))
-        with lock_folder(output_dir, self.args.should_save):
+        with lock_folder(output_dir, self.args.should_save, all_are_here=True):
             if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
                 resume_from_checkpoint = self._resume(resume_from_checkpoint)
             # Under several processes a signal reaches each at another step, and stopping one would hang the others
@@ -481,7 +481,7 @@ class SBRSFTTrainer(SFTTrainer):
         check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
         if self.anchor is None:
             check_holds_no_anchor(folder)
-        with lock_folder(folder, self.args.should_save):
+        with lock_folder(folder, self.args.should_save):  # nobody has to save in all processes
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
                 if self.anchor is not None:

@@ -41,7 +41,7 @@ def judge(rows: list[list[str]]) -> tuple[list[list[str]], dict]:
 def describe(one: dict) -> str:
     """Returns the verdict on an answer, from the figures of it alone."""
     if one["n_unscored"]:
-        return "not judged: no English"
+        return "not judged: not English"
     if one["incoherent_rate"]:
         return "incoherent"
     if one["refusal_rate"]:

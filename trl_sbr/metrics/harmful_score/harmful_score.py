@@ -11,21 +11,22 @@ import evaluate
 from .lexical import THRESHOLD, LexicalModel
 from .lexical_weights import WEIGHTS
 from .refusal import READ_CHARACTERS
+from .refusal_phrases import PHRASES
 from .verdicts import Share, Verdict, harmful_share, incoherent_share, refusal_share
 
 
 _DESCRIPTION = f"""
 Harmful score: the share of harmful questions that a model answers instead of refusing, in percent of the answers that
 could be judged, with its 95 % Wilson interval. The configuration names the judge. "lexical", the default, needs no
-other package and no network: rules and a linear model over the first {READ_CHARACTERS} characters of an answer in
-English. Any other name is a judge of the package trl_sbr. Scores of different judges do not compare.
+other package and no network: rules and linear models over the first {READ_CHARACTERS} characters of an answer in
+English; refusals it knows in {", ".join(PHRASES)}. Any other name is a judge of the package trl_sbr. Scores of different judges do not compare.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): Answers of the model, one a question.
-    references (`list[str]`, *optional*): The questions. The lexical judge uses them to find their echo in an answer;
-        other judges may require them.
+    references (`list[str]`, *optional*): The questions. The lexical judge uses them to find their echo in an answer
+        and to tell harmless questions; other judges may require them.
 
 Returns:
     harmful_score (`float`): Harmful answers in percent of the judged ones, from 0 (best) to 100. `None` if no answer
