@@ -7,26 +7,36 @@ Files with faults, made from good ones, and the readers that must not fall throu
 A case is told by its target and its number alone, so that each can be run again.
 """
 
+import contextlib
 import copy
 import csv
 import io
 import json
+import os
 import random
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from trl import ModelConfig, ScriptArguments
+
+from trl_sbr import SafetyAnchor, SBRConfig
+from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, _seal, anchor_to_files, sha256_hex, tensor_to_bytes
 from trl_sbr.anchors.prompts import as_messages, load_prompts
 from trl_sbr.evaluation.report import read_alpaca_eval
 from trl_sbr.evaluation.report_file import read_report
 from trl_sbr.evaluation.responses import RESPONSES_NAME, SETTINGS_NAME, ResponseFile
 from trl_sbr.evaluation.tasks import load_task_file
-from trl_sbr.hub.cards import eval_results_yaml, own_model, render_model_card
+from trl_sbr.hub.cards import eval_results_yaml, own_model, render_anchor_card, render_model_card
 from trl_sbr.judges.endpoint import EndpointJudge
+from trl_sbr.recipes import find_recipe
+from trl_sbr.scripts.common import parse_strictly
+from trl_sbr.trainers.run_record import RECORD_NAME, read_record
 
 from .hub.test_cards import DEMO_REPORT, REPORT, RUN, anchor_config
 
@@ -248,6 +258,68 @@ def run(target: Target, name: str, case: int, folder: Path, outcome: Outcome) ->
         outcome.fallen.append(f"{name}, case {case}: {problem}")
 
 
+_STATES = torch.ones(2, 32)
+_ANCHOR = anchor_config(
+    prompts=[[{"role": "user", "content": "How?"}], [{"role": "user", "content": "Why?"}]],
+    input_ids=[[1, 2, 3], [4, 5]],
+    positions=[[2], [1]],
+    tensor_sha256=sha256_hex(tensor_to_bytes(_STATES)),
+)
+_ANCHOR_FILES = anchor_to_files(_ANCHOR, _STATES)
+
+
+def _prepare_anchor(folder: Path) -> None:
+    for name, content in _ANCHOR_FILES.items():
+        (folder / name).write_bytes(content)
+
+
+def _read_anchor(path: Path) -> None:
+    anchor = SafetyAnchor.from_pretrained(path.parent)
+    anchor_to_files(anchor.config, anchor.hidden_states)
+    render_anchor_card(anchor.config, "org/anchor")
+    torch.testing.assert_close(anchor.hidden_states.isfinite().all(), torch.tensor(True))
+
+
+def _read_anchor_of_this_tensor(path: Path) -> None:
+    content = path.read_bytes()
+    if len(content) % 3:  # as who wrote it would say himself
+        config = replace(_ANCHOR, tensor_sha256=sha256_hex(content))
+        (path.parent / CONFIG_NAME).write_bytes(anchor_to_files(config, _STATES)[CONFIG_NAME])
+    _read_anchor(path)
+
+
+def _seal_again(rng: random.Random, content: bytes) -> bytes:
+    try:
+        value = json.loads(content)
+        value["anchor_sha256"] = _seal({key: item for key, item in value.items() if key != "anchor_sha256"})
+        return json.dumps(value).encode("utf-8", "surrogatepass")
+    except (ValueError, TypeError, RecursionError):
+        return content
+
+
+_RECORD = {
+    **RUN,
+    "sbr": {**RUN["sbr"], "anchor_reference": "base"},
+    "files": {"adapter_model.safetensors": "0" * 64, TENSOR_NAME: "1" * 64, CONFIG_NAME: "2" * 64},
+}
+
+
+def _read_record(path: Path) -> None:
+    render_model_card(read_record(path), "org/adapter", anchor_config())
+
+
+def _read_recipe(path: Path) -> None:
+    environment = dict(os.environ)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as shown, contextlib.redirect_stdout(shown):
+            parse_strictly((ScriptArguments, SBRConfig, ModelConfig), "sft", "", ["--config", str(path)])
+    except SystemExit as error:  # of argparse, which names the key and the value
+        raise ValueError(f"{path}: {shown.getvalue()[-500:]}") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
 def _read_report(path: Path) -> None:
     report = read_report(path)
     own = own_model(report)
@@ -302,6 +374,10 @@ _PROMPT_ROWS = [*({"prompt": text} for text in SEEDS), {"messages": _MESSAGES}]
 _RATES = {"win_rate": 45.8, "standard_error": 1.7, "n_total": 104}
 
 TARGETS: dict[str, Target] = {
+    "anchor_config": Target(CONFIG_NAME, [_ANCHOR_FILES[CONFIG_NAME]], _read_anchor, _prepare_anchor, _seal_again),
+    "anchor_tensor": Target(TENSOR_NAME, [_ANCHOR_FILES[TENSOR_NAME]], _read_anchor_of_this_tensor, _prepare_anchor),
+    "record": Target(RECORD_NAME, [json.dumps(_RECORD).encode()], _read_record),
+    "recipe": Target("recipe.yaml", [find_recipe("smollm2-135m-instruct/sbr_lora").read_bytes()], _read_recipe),
     "report": Target("report.json", [json.dumps(report).encode() for report in (REPORT, DEMO_REPORT)], _read_report),
     "responses": Target(RESPONSES_NAME, [_lines(*ROWS)], _read_run, _prepare_run),
     "run": Target(SETTINGS_NAME, [json.dumps(SETTINGS).encode()], _read_run, _prepare_run),

@@ -172,6 +172,15 @@ class TestDatasets:
         message = self.error([*argv, "--dataset_streaming", "true"], capsys)
         assert f"`{train_file}` holds no row" in message or f"`{train_file}` could not be read" in message
 
+    @pytest.mark.parametrize("line", ["save_strategy: sometimes", "anchor_loss_type: mqe", "warmup_steps: null"])
+    def test_value_that_is_none_names_the_recipe(self, argv, tmp_path, capsys, line):
+        config = tmp_path / "config.yaml"
+        key = line.split(":")[0]
+        rest = [old for old in find_recipe(RECIPE).read_text().splitlines() if not old.startswith(key)]
+        config.write_text("\n".join([*rest, line]))
+        message = self.error(["--config", str(config), *argv[2:]], capsys)
+        assert f"The values are those of {config} and of the command line" in message
+
     def test_dataset_and_mixture(self, argv, tmp_path, capsys):
         config = tmp_path / "config.yaml"
         config.write_text(find_recipe(RECIPE).read_text() + "datasets:\n  - path: more.jsonl\n")

@@ -217,7 +217,7 @@ def read_config(path: Path) -> AnchorConfig:
     if expected != found:
         raise ValueError(
             f"{path} has not the fields of a safety anchor: missing {sorted(expected - found)}, unknown "
-            f"{sorted(found - expected)}."
+            f"{str(sorted(found - expected))[:500]}."
         )
     if data["format_version"] == 1:
         config = AnchorConfig(**{**data, "positions": None, "unembedding_sha256": None, "format_version": 2})
@@ -227,7 +227,7 @@ def read_config(path: Path) -> AnchorConfig:
     seal = data.pop(_SEAL)
     if seal != _seal(data):
         raise ValueError(
-            f"{path} was edited or corrupted: its `{_SEAL}` is {seal}, expected {_seal(data)} for what it holds. Get both "
+            f"{path} was edited or corrupted: its `{_SEAL}` is {str(seal)[:100]}, expected {_seal(data)} for what it holds. Get both "
             "files again, or capture the anchor again."
         )
     config = AnchorConfig(**data)

@@ -639,8 +639,9 @@ class SafetyAnchor:
         from ..hub.public import public_config
         from ..hub.repository import push_files
 
-        card = render_anchor_card(self.config, repo_id)
-        files = {**anchor_to_files(public_config(self.config), self.hidden_states), CARD_NAME: card.encode()}
+        config = public_config(self.config)
+        card = render_anchor_card(config, repo_id)
+        files = {**anchor_to_files(config, self.hidden_states), CARD_NAME: card.encode()}
         return push_files(
             repo_id,
             files,

@@ -72,7 +72,7 @@ def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
             figures[name] = _win_rate(row, f"{path}: the row of `{name}`")
     if not figures:
         raise ValueError(
-            f"{path} has no row of {_list(names)}: found {_list(row.get('name', row.get('', '?')) for row in rows)}. "
+            f"{path} has no row of {_list(names)}: found {_list(row.get('name', row.get('', '?')) for row in rows):.500}. "
             "`alpaca_eval` names its rows by the `generator` of the answers."
         )
     return figures

@@ -141,7 +141,8 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
         anchor = SafetyAnchor.from_pretrained(folder)
         if anchor.has_prompts and not with_prompts:
             anchor = anchor.without_prompts()
-        files |= anchor_to_files(public_config(anchor.config), anchor.hidden_states)
+        anchor.config = public_config(anchor.config)
+        files |= anchor_to_files(anchor.config, anchor.hidden_states)
     if run is None:
         if anchor is None:
             raise FileNotFoundError(

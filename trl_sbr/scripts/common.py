@@ -70,12 +70,15 @@ def parse_strictly(
     parser.set_defaults_with_config(**choose_device(namespace, given))
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    except ValueError as error:
-        if "bf16/gpu" in str(error):
-            raise ValueError(
-                f"{error} `bf16` is on; on a CPU that is not made for it add `--use_cpu true --bf16 false`."
-            ) from error
-        raise
+    except (TypeError, ValueError) as error:
+        if path is None and isinstance(error, TypeError):  # no value of the command line has another type
+            raise
+        hint = " `bf16` is on; on a CPU that is not made for it add `--use_cpu true --bf16 false`."
+        hint = hint if "bf16/gpu" in str(error) else ""
+        source = (
+            "" if path is None else f" The values are those of {path} and of the command line: correct the one named."
+        )
+        raise ValueError(f"{error}{hint}{source}") from error
 
 
 def make_parser(dataclass_types: tuple, command: str, description: str, shown: tuple[str, ...] | None = None):

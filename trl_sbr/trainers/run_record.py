@@ -72,11 +72,15 @@ class _DatasetSource(TypedDict):
     revision: str | None
 
 
+class _Adapter(TypedDict):
+    peft_type: str
+
+
 class RunRecord(TypedDict):
     """What `sbr_run.json` holds."""
 
     base_model: _BaseModel
-    peft: dict[str, Any] | None
+    peft: _Adapter | None
     sbr: _Protection
     anchor: _AnchorSource | None
     files: dict[str, str]
