@@ -170,7 +170,7 @@ class TestFailure:
         runs = {"run": {"model": save_model(tmp_path), "anchor_require_refusal": True}}
         result = launch(*worker(tmp_path, "cpu_2_processes", "ddp", 2, runs), timeout=120)
         assert result.returncode != 0
-        expected = "Expected the aligned model to refuse every anchor prompt, found 8 of 8 that it answers"
+        expected = "Expected an aligned model, which refuses at least 8 of the pool's 64 harmful prompts, found one"
         assert re.search(rf"rank0\]: ValueError: {expected}", result.stdout)
         assert re.search(
             rf"rank1\]: ValueError: The main process could not go on: ValueError: {expected}",

@@ -229,7 +229,7 @@ class TestErrors:
         model.save_pretrained(tmp_path / "careless")
         tokenizer.save_pretrained(tmp_path / "careless")
         assert main(["sft", *argv, "--model_name_or_path", str(tmp_path / "careless")]) == 2
-        assert "refuse every anchor prompt" in capsys.readouterr().err
+        assert "Expected an aligned model, which refuses at least 8" in capsys.readouterr().err
         assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
