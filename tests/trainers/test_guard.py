@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trl_sbr import SafetyAnchor, SBRSFTTrainer
+from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
 
 from ..tiny import build_model, build_refusing_model, build_tokenizer
 from .test_sbr_sft_trainer import LORA, history, make_trainer
@@ -176,6 +177,8 @@ class TestUnembedding:
         tensors = load_file(file)
         tensors[edit][3] += 1e-3
         save_file(tensors, file, metadata={"format": "pt"})
+        record = read_record(file.with_name(RECORD_NAME))  # which would tell, were it not edited too
+        write_record({**record, "files": hash_files(file.parent)}, file.parent)
         with pytest.raises(RuntimeError, match="Found another unembedding, of sha256"):
             trainer_of(tmp_path, build_refusing_model(), **settings).train(
                 resume_from_checkpoint=str(tmp_path / "checkpoint-2")

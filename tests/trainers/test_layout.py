@@ -47,12 +47,10 @@ class ByRow(ByColumn):
 
 def with_neutral_part(part, peft):
     model = build_model("llama")
-    if peft:
-        model = get_peft_model(model, LoraConfig(**LORA))
-    layer = model.get_base_model().model.layers[0] if peft else model.model.layers[0]
+    layer = model.model.layers[0]
     layer.neutral = part
     layer.register_forward_hook(lambda module, args, output: module.neutral(output))
-    return model
+    return get_peft_model(model, LoraConfig(**LORA, modules_to_save=["neutral"])) if peft else model
 
 
 class TestLayOutForTraining:

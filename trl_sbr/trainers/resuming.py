@@ -75,7 +75,7 @@ def _difference(saved: SafetyAnchor, anchor: SafetyAnchor, tokenizer: PreTrained
     """In what the anchor of a checkpoint differs from that of the run, in words."""
     if saved.prompts != anchor.prompts:
         return f"its prompts are {saved.questions}, this run's {anchor.questions}"
-    for name in ("reference", "chat_template_kwargs", "positions"):
+    for name in ("reference", "chat_template_kwargs"):
         expected, found = getattr(saved.config, name), getattr(anchor.config, name)
         if expected != found:
             return f"its `{name}` is {expected!r}, this run's {found!r}"
@@ -85,6 +85,8 @@ def _difference(saved: SafetyAnchor, anchor: SafetyAnchor, tokenizer: PreTrained
                 f"its chat template and tokenizer make {tokenizer.decode(expected)!r} of a prompt ({len(expected)} tokens), "
                 f"this run's {tokenizer.decode(found)!r} ({len(found)} tokens)"
             )
+    if saved.positions != anchor.positions:
+        return f"it holds the positions {saved.positions}, this run's {anchor.positions}"
     error = saved.relative_errors(anchor.hidden_states).max().item()
     tolerance = anchor.tolerance_to(saved)
     if not error <= tolerance:
