@@ -31,8 +31,9 @@ RECORD_NAME = "sbr_run.json"
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
 MODEL_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
-# Those that are never saved, and would be loaded all the same where the others are not
-_PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+# Those that are never saved, and would be loaded all the same where the others are not. Not `pytorch_model_fsdp.bin`, which
+# FSDP adds to a checkpoint when all else is saved: no `from_pretrained` reads it
+_PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 _TRAINING_SETTINGS = (
     "learning_rate",
