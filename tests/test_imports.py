@@ -34,7 +34,17 @@ def test_core_imports_nothing_but_what_trl_needs():
     result = subprocess.run([sys.executable, "-c", CORE_IMPORT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    needed = {"accelerate", "datasets", "huggingface_hub", "peft", "safetensors", "torch", "transformers", "trl"}
+    needed = {
+        "accelerate",
+        "datasets",
+        "filelock",
+        "huggingface_hub",
+        "peft",
+        "safetensors",
+        "torch",
+        "transformers",
+        "trl",
+    }
     assert set(found["asked"]) <= needed  # no evaluate, matplotlib, rich, jinja2, requests
     assert {"torch", "trl"} <= set(found["asked"])  # the record works
     assert set(found["added"]) <= needed | {"trl_sbr"}

@@ -201,7 +201,7 @@ class TestStrictness:
         assert "anchor_loss_coef" in str(error.value) + capsys.readouterr().err
 
     def test_misspelt_key_of_a_dataset_in_a_mixture(self, tmp_path):
-        with pytest.raises(TypeError, match="colums"):
+        with pytest.raises(ValueError, match="colums"):
             parse(self.write(tmp_path, datasets=[{"path": "a.jsonl", "colums": ["text"]}]))
 
     @pytest.mark.parametrize("text", ["- a\n- b\n", "", "a: [1\n"])

@@ -361,7 +361,7 @@ class TestFiles:
     def test_oversized_tensor_is_not_read(self, saved):
         with open(saved[1] / TENSOR_NAME, "ab") as file:
             file.truncate(2**40)  # sparse
-        with pytest.raises(ValueError, match=f"has {2**40} bytes, expected at most"):
+        with pytest.raises(ValueError, match=f"has at least {2**40} bytes, expected at most"):
             SafetyAnchor.from_pretrained(saved[1])
 
     def test_truncated_config(self, saved):
@@ -464,7 +464,7 @@ class TestFiles:
     def test_number_that_is_no_json(self, saved):
         file = saved[1] / CONFIG_NAME
         file.write_text(file.read_text().replace('"chat_template_kwargs": {}', '"chat_template_kwargs": {"x": NaN}'))
-        with pytest.raises(ValueError, match="found NaN, which is no JSON"):
+        with pytest.raises(ValueError, match="NaN is not a finite number"):
             SafetyAnchor.from_pretrained(saved[1])
 
     def test_states_that_were_scaled_with_their_hash(self, saved):

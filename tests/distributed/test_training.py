@@ -182,13 +182,19 @@ class TestFailure:
         assert result.returncode != 0
         assert "Found no anchor under FSDP, DeepSpeed or tensor parallelism" in result.stdout
 
-    def test_anchor_of_another_model_is_found_out_under_sharding(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("same_head", "error"),
+        [(True, "The model's final hidden states are not the anchor's"), (False, "The model's unembedding")],
+    )
+    def test_anchor_of_another_model_is_found_out_under_sharding(self, tmp_path, same_head, error):
         other = build_model("llama", seed=1)
+        if same_head:
+            other.lm_head.load_state_dict(build_model("llama").lm_head.state_dict())
         SafetyAnchor.capture(other, build_tokenizer(), require_refusal=False).save_pretrained(tmp_path / "anchor")
         runs = {"run": {"model": save_model(tmp_path), "anchor_name_or_path": str(tmp_path / "anchor")}}
         result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, runs), timeout=120)
         assert result.returncode != 0
-        assert "The model's final hidden states are not the anchor's" in result.stdout
+        assert error in result.stdout
         assert not (tmp_path / "run" / "model.safetensors").exists()
 
     def test_killed_process_ends_the_run_which_resumes(self, tmp_path):

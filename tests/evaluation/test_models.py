@@ -57,8 +57,8 @@ class TestResolveModels:
         monkeypatch.chdir(tmp_path)
         text = "runs/lr=1e-4,seed=0"
         assert resolve(compare=[f"sbr={text}", text]) == [
-            ModelEntry("sbr", base, "main", text),
-            ModelEntry("lr=1e-4,seed=0", base, "main", text),
+            ModelEntry("sbr", base, "main", AdapterFiles(text)),
+            ModelEntry("lr=1e-4,seed=0", base, "main", AdapterFiles(text)),
         ]
 
     def test_base_that_was_moved(self, base, adapter, tmp_path):

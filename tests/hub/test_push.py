@@ -234,6 +234,7 @@ class TestModel:
         files = {path.relative_to(adapter).as_posix(): path.read_bytes() for path in paths}
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             files[f"sft/{name}"] = files.pop(name)
+        del files[RECORD_NAME]  # which names the files where they were
         hub.add_repo("org/named", files)
         commit = hub.repos["models", "org/named"].history[0].oid
         for out_of_reach in (False, True):  # the second time from the cache

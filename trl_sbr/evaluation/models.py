@@ -115,7 +115,7 @@ def check_records(entries: list[ModelEntry]) -> None:
     from ..trainers.run_record import RECORD_NAME, check_folder
 
     for entry in entries:
-        folder = Path(entry.adapter or entry.model_name_or_path)
+        folder = Path(entry.model_name_or_path if entry.adapter is None else entry.adapter.name_or_path)
         if (folder / RECORD_NAME).is_file():
             check_folder(folder)
 
