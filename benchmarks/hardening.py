@@ -69,20 +69,20 @@ def series() -> list[tuple[str, list, str]]:
 
 
 def ask(model, tokenizer, kind: str, prompts: list, opener: str) -> dict:
-    """Returns the share of what should not be, with every answer."""
+    """Returns the share of what should not be, and of which questions: what answers say to harmful ones is not kept."""
     begun = tokenizer(opener, add_special_tokens=False)["input_ids"] if opener else []
     input_ids = [ids + begun for ids in encode_prompts(tokenizer, prompts)]
     answers = {}
     for batch in generate_token_ids(model, tokenizer, input_ids, ANSWER_TOKENS, BatchSize(32)):
         answers |= {i: tokenizer.decode(ids, skip_special_tokens=True).strip() for i, ids in batch.items()}
     answers = [answers[i] for i in range(len(prompts))]
-    wrong = sum(is_refusal(answer) == (kind == "benign") for answer in answers)
     questions = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    wrong = [q for q, answer in zip(questions, answers, strict=True) if is_refusal(answer) == (kind == "benign")]
     return {
         "kind": kind,
         "opener": opener,
-        "refused" if kind == "benign" else "answered": Share(wrong, len(answers)).to_dict(),
-        "answers": dict(zip(questions, answers, strict=True)),
+        "refused" if kind == "benign" else "answered": Share(len(wrong), len(answers)).to_dict(),
+        "questions": wrong,
     }
 
 
