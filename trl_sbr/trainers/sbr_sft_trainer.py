@@ -13,14 +13,12 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, IterableDataset
-from huggingface_hub import CommitInfo, HfApi
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
-from transformers.training_args import OptimizerNames
 from trl import SFTTrainer
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding
@@ -28,7 +26,6 @@ from ..anchors.clock import CLOCK, pin_clock
 from ..anchors.prompts import as_messages, find_near_copies, get_chat_template, get_tokenizer, resolve_prompts
 from ..anchors.provenance import PAPER
 from ..anchors.safety_anchor import SafetyAnchor
-from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
 from ..anchors.unembedding import has_sharded_weights
 from .guard import BottleneckGuard, check_is_finite
 from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_checkpoint
@@ -40,20 +37,18 @@ from .output_folder import (
     check_is_free,
     lock_folder,
 )
+from .preconditions import check_kind, check_rows, check_setup, keep_four_bit_weights_differentiable
+from .publishing import PublishingMixin
 from .rendering import find_rendering, with_rendering
 from .resuming import check_settings, load_anchor
-from .run_record import hash_files, make_record, subfolder_weights, write_record
+from .run_record import hash_files, subfolder_weights
 from .sbr_config import SBRConfig
 
 
 logger = get_logger(__name__)
 
-# LoRA initializations that leave the base model, and the adapted one, as they are. The others (PiSSA, OLoRA, LoftQ, …)
-# move part of the base weights into the adapter: with the adapter disabled the model is no longer the aligned one.
-_NEUTRAL_LORA_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
-
-class SBRSFTTrainer(SFTTrainer):
+class SBRSFTTrainer(PublishingMixin, SFTTrainer):
     r"""
     Trainer for supervised fine-tuning under Safety Bottleneck Regularization (SBR).
 
@@ -117,7 +112,7 @@ class SBRSFTTrainer(SFTTrainer):
             args = SBRConfig(f"{name.split('/')[-1]}-SBR")
         args = SBRConfig.from_training_arguments(args)
         if args.anchor_loss_coef != 0:
-            _check_kind(model, args, (*trainer_args, *trainer_kwargs.values()))
+            check_kind(model, args, (*trainer_args, *trainer_kwargs.values()))
         if anchor is not None and args.anchor_name_or_path is not None:
             raise ValueError("Found both the argument `anchor` and `anchor_name_or_path`. Give one anchor.")
         if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -125,7 +120,7 @@ class SBRSFTTrainer(SFTTrainer):
                 f"Found `hub_strategy={args.hub_strategy.value}`, which publishes the optimizer's state and the training "
                 "arguments. Expected 'end' or 'every_save'."
             )
-        _check_rows(train_dataset)
+        check_rows(train_dataset)
         check_is_free(Path(args.output_dir), args.should_save)
         if anchor is None and args.anchor_name_or_path is not None and args.anchor_loss_coef > 0:
             anchor = self._on_main_process(
@@ -133,7 +128,7 @@ class SBRSFTTrainer(SFTTrainer):
             )
         self._given_anchor, self._rendering = anchor, None
         super().__init__(model, args, data_collator, train_dataset, *trainer_args, **trainer_kwargs)
-        _check_rows(self.train_dataset)
+        check_rows(self.train_dataset)
         self.dataset_names = []
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
@@ -145,8 +140,8 @@ class SBRSFTTrainer(SFTTrainer):
             logger.warning("`anchor_loss_coef` is 0: this run is plain fine-tuning and is NOT protected by SBR.")
             return
 
-        self._check_supported()
-        _keep_four_bit_weights_differentiable(self.model)
+        check_setup(self.model, args, self.accelerator.parallelism_config)
+        keep_four_bit_weights_differentiable(self.model)
         tied = freeze_unembedding(self.model)
         if tied and not isinstance(self.model, PeftModel):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
@@ -173,39 +168,6 @@ class SBRSFTTrainer(SFTTrainer):
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended the last [`~SBRSFTTrainer.train`] after a step, so that a checkpoint was left."""
         return self._on_interrupt.stopped
-
-    def _check_supported(self) -> None:
-        if isinstance(self.model, PeftModel):
-            for config in self.model.peft_config.values():
-                if config.is_prompt_learning:
-                    raise ValueError(
-                        f"Found the prompt-learning method {config.peft_type.value}: its virtual tokens change what "
-                        "stands before the anchored token, and no weight of the model. Use LoRA or full fine-tuning."
-                    )
-                init = getattr(config, "init_lora_weights", True)
-                if self.args.anchor_reference == "base" and init not in _NEUTRAL_LORA_INITS:
-                    raise ValueError(
-                        f"Found `init_lora_weights={init!r}`, which changes the base weights: with the adapter "
-                        "disabled the model is not the aligned one. Set `anchor_reference='current'`, or use one of "
-                        f"{_NEUTRAL_LORA_INITS}."
-                    )
-                replication = getattr(config, "layer_replication", None)
-                if self.args.anchor_reference == "base" and replication is not None:
-                    raise ValueError(
-                        f"Found `layer_replication={replication}`, whose layers stay when the adapter is disabled: the model "
-                        "is not the aligned one then. Set `anchor_reference='current'`, or use LoRA without it."
-                    )
-        if self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
-            raise ValueError(
-                f"Found `optim={self.args.optim.value}`, which changes the weights within a backward: the anchor term has "
-                "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
-            )
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError(
-                "Found context or sequence parallelism, which splits the anchor prompts over processes. Use data "
-                "parallelism (DDP, FSDP2, DeepSpeed) instead."
-            )
 
     def _prepare_dataset(self, dataset, processing_class, args, *others, **kwargs):
         rendering = self._render_rows_as_anchors(processing_class, args)
@@ -491,126 +453,3 @@ class SBRSFTTrainer(SFTTrainer):
                 if folder == Path(self.args.output_dir):
                     self._saved_files = files
                 self._describe_run(folder, files)  # over the card that PEFT has written
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-    ) -> None:
-        """
-        Write the card, and the record that it is made from, to `output_dir`. The notes of a person in the card are kept.
-
-        Args:
-            model_name (`str`, *optional*):
-                Not used: the card is named after the repository, or the folder.
-            dataset_name (`str`, *optional*):
-                Dataset trained on, named in this and all later cards if it is one of the Hub's.
-            tags (`str` or `list[str]`, *optional*):
-                Further tags.
-        """
-        if dataset_name is not None and dataset_name not in self.dataset_names:
-            self.dataset_names.append(dataset_name)
-        if self.is_world_process_zero():
-            self._describe_run(Path(self.args.output_dir), self._saved_files, tags)
-
-    def _describe_run(self, folder: Path, files: dict[str, str] | None, tags: str | list[str] | None = None) -> None:
-        """Write the card, and the record if this run has saved `files` there: it vouches for no other's."""
-        from ..hub.folder import write_card
-
-        folder.mkdir(parents=True, exist_ok=True)
-        record = make_record(self, files or {}, tags)
-        # Resolved: `.` has a name too
-        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-        write_card(folder, repo_id, record, self.anchor and self.anchor.config)
-        if files is not None:
-            write_record(record, folder)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> "CommitInfo | None":
-        """
-        Push adapter or model, tokenizer, anchor, card and the report of its evaluation in one commit: never training
-        arguments, checkpoints or data. See [`~transformers.Trainer.push_to_hub`] for the arguments.
-
-        Raises:
-            OSError: If the push fails; it says what to run to finish it. All files lie in `output_dir` by then.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**kwargs)
-        push = functools.partial(
-            self._push, self.args.output_dir, commit_message or "End of training", token, revision, private
-        )
-        return push() if blocking else HfApi().run_as_future(push)
-
-    def _push(
-        self,
-        folder: str,
-        commit_message: str,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-    ) -> CommitInfo:
-        from ..hub.folder import push_folder
-
-        return push_folder(
-            Path(folder),
-            self.hub_model_id,
-            commit_message,
-            private=self.args.hub_private_repo if private is None else private,
-            revision=revision or self.args.hub_revision,
-            token=token or self.args.hub_token,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push what is published of a checkpoint; a push that fails costs a warning, not the training."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        try:
-            self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
-        except (OSError, ValueError) as error:
-            logger.warning(f"{error}\nThe training goes on.")
-
-
-def _check_kind(model: Any, args: SBRConfig, others: tuple) -> None:
-    """Models and adapters that cannot be held, before `SFTTrainer` stumbles over them. `others` may hold an adapter's."""
-    if isinstance(model, str):
-        revision = (args.model_init_kwargs or {}).get("revision")
-        check_model_name_is_supported(model, revision=revision, trust_remote_code=args.trust_remote_code)
-    else:
-        check_model_is_supported(model)
-    for config in others:
-        if isinstance(config, PeftConfig):
-            check_adapter_is_supported(config)
-
-
-def _keep_four_bit_weights_differentiable(model: torch.nn.Module) -> None:
-    """
-    bitsandbytes (0.50) packs 4-bit weights for inference on a CPU with AVX512-BF16 the first time that a forward needs
-    no gradient. Packed weights have no backward: what flows through them later is lost, without an error.
-    """
-    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
-    for layer in layers:
-        layer.support_avx512bf16_for_cpu = False
-        layer.state_dict()  # unpacks
-
-
-def _check_rows(dataset: Dataset | IterableDataset | None) -> None:
-    is_empty_stream = isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None
-    if is_empty_stream or (isinstance(dataset, Dataset) and len(dataset) == 0):
-        raise ValueError(
-            "The training dataset has no usable row: it is empty, or no row has a token to learn within `max_length`. "
-            "Check the file, the split and `max_length`."
-        )

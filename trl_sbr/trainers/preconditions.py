@@ -1,0 +1,94 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""What a model, its adapter, the settings and the rows must be like before anything is held."""
+
+from typing import Any
+
+from accelerate.parallelism_config import ParallelismConfig
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers.training_args import OptimizerNames
+
+from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
+from .sbr_config import SBRConfig
+
+
+# LoRA initializations that leave the base model, and the adapted one, as they are. The others (PiSSA, OLoRA, LoftQ, …)
+# move part of the base weights into the adapter: with the adapter disabled the model is no longer the aligned one.
+_NEUTRAL_LORA_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+def check_kind(model: Any, args: SBRConfig, others: tuple) -> None:
+    """Models and adapters that cannot be held, before `SFTTrainer` stumbles over them. `others` may hold an adapter's."""
+    if isinstance(model, str):
+        revision = (args.model_init_kwargs or {}).get("revision")
+        check_model_name_is_supported(model, revision=revision, trust_remote_code=args.trust_remote_code)
+    else:
+        check_model_is_supported(model)
+    for config in others:
+        if isinstance(config, PeftConfig):
+            check_adapter_is_supported(config)
+
+
+def check_setup(model: nn.Module, args: SBRConfig, parallelism: ParallelismConfig | None) -> None:
+    """
+    Adapters, optimizers and parallelism under which the anchors' states are not what they seem to be.
+
+    Raises:
+        ValueError: If one is found; it says what to use instead.
+    """
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            if config.is_prompt_learning:
+                raise ValueError(
+                    f"Found the prompt-learning method {config.peft_type.value}: its virtual tokens change what "
+                    "stands before the anchored token, and no weight of the model. Use LoRA or full fine-tuning."
+                )
+            init = getattr(config, "init_lora_weights", True)
+            if args.anchor_reference == "base" and init not in _NEUTRAL_LORA_INITS:
+                raise ValueError(
+                    f"Found `init_lora_weights={init!r}`, which changes the base weights: with the adapter "
+                    "disabled the model is not the aligned one. Set `anchor_reference='current'`, or use one of "
+                    f"{_NEUTRAL_LORA_INITS}."
+                )
+            replication = getattr(config, "layer_replication", None)
+            if args.anchor_reference == "base" and replication is not None:
+                raise ValueError(
+                    f"Found `layer_replication={replication}`, whose layers stay when the adapter is disabled: the model "
+                    "is not the aligned one then. Set `anchor_reference='current'`, or use LoRA without it."
+                )
+    if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+        raise ValueError(
+            f"Found `optim={args.optim.value}`, which changes the weights within a backward: the anchor term has "
+            "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
+        )
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ValueError(
+            "Found context or sequence parallelism, which splits the anchor prompts over processes. Use data "
+            "parallelism (DDP, FSDP2, DeepSpeed) instead."
+        )
+
+
+def keep_four_bit_weights_differentiable(model: nn.Module) -> None:
+    """
+    bitsandbytes (0.50) packs 4-bit weights for inference on a CPU with AVX512-BF16 the first time that a forward needs
+    no gradient. Packed weights have no backward: what flows through them later is lost, without an error.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+        layer.state_dict()  # unpacks
+
+
+def check_rows(dataset: Dataset | IterableDataset | None) -> None:
+    """
+    Raises:
+        ValueError: If there is nothing to train on.
+    """
+    is_empty_stream = isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None
+    if is_empty_stream or (isinstance(dataset, Dataset) and len(dataset) == 0):
+        raise ValueError(
+            "The training dataset has no usable row: it is empty, or no row has a token to learn within `max_length`. "
+            "Check the file, the split and `max_length`."
+        )

@@ -1,0 +1,114 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The card and the record of a training, and their way to the Hub."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from huggingface_hub import CommitInfo, HfApi
+from transformers.trainer_utils import HubStrategy
+
+from .run_record import make_record, write_record
+
+
+logger = get_logger(__name__)
+
+
+class PublishingMixin:
+    """
+    What a trainer that holds an anchor says of itself, and pushes. Stands before a [`~transformers.Trainer`] that has an
+    `anchor`, `dataset_names` and `_saved_files`.
+    """
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """
+        Write the card, and the record that it is made from, to `output_dir`. The notes of a person in the card are kept.
+
+        Args:
+            model_name (`str`, *optional*):
+                Not used: the card is named after the repository, or the folder.
+            dataset_name (`str`, *optional*):
+                Dataset trained on, named in this and all later cards if it is one of the Hub's.
+            tags (`str` or `list[str]`, *optional*):
+                Further tags.
+        """
+        if dataset_name is not None and dataset_name not in self.dataset_names:
+            self.dataset_names.append(dataset_name)
+        if self.is_world_process_zero():
+            self._describe_run(Path(self.args.output_dir), self._saved_files, tags)
+
+    def _describe_run(self, folder: Path, files: dict[str, str] | None, tags: str | list[str] | None = None) -> None:
+        """Write the card, and the record if this run has saved `files` there: it vouches for no other's."""
+        from ..hub.folder import write_card
+
+        folder.mkdir(parents=True, exist_ok=True)
+        record = make_record(self, files or {}, tags)
+        # Resolved: `.` has a name too
+        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        write_card(folder, repo_id, record, self.anchor and self.anchor.config)
+        if files is not None:
+            write_record(record, folder)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> "CommitInfo | None":
+        """
+        Push adapter or model, tokenizer, anchor, card and the report of its evaluation in one commit: never training
+        arguments, checkpoints or data. See [`~transformers.Trainer.push_to_hub`] for the arguments.
+
+        Raises:
+            OSError: If the push fails; it says what to run to finish it. All files lie in `output_dir` by then.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        push = functools.partial(
+            self._push, self.args.output_dir, commit_message or "End of training", token, revision, private
+        )
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _push(
+        self,
+        folder: str,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo:
+        from ..hub.folder import push_folder
+
+        return push_folder(
+            Path(folder),
+            self.hub_model_id,
+            commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push what is published of a checkpoint; a push that fails costs a warning, not the training."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+        except (OSError, ValueError) as error:
+            logger.warning(f"{error}\nThe training goes on.")
