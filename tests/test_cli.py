@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from trl_sbr import __version__
-from trl_sbr.cli import COMMANDS, main
+from trl_sbr.cli import COMMANDS, main, run
 from trl_sbr.recipes import find_recipe, recipe_names
 
 
@@ -81,6 +81,23 @@ class TestErrors:
             monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))  # as torch's launcher sets it
             assert main(["recipes", "show", "smollm2"]) == 2
             assert capsys.readouterr().err.count("error: ") == lines
+
+    @pytest.mark.parametrize("fault", [ZeroDivisionError("by 0"), KeyError("name"), RuntimeError("shapes")])
+    def test_what_nobody_foresaw_keeps_its_traceback_and_says_where_to_report_it(self, fault):
+        def command(argv):
+            raise fault
+
+        with pytest.raises(type(fault)) as error:
+            run(command, [])
+        (note,) = error.value.__notes__
+        assert "fault of ours" in note and "Report it to the maintainers" in note and __version__ in note
+
+    def test_training_that_blows_up_is_one_line(self, capsys):
+        def command(argv):
+            raise FloatingPointError("Found a loss of nan")
+
+        assert run(command, []) == 2
+        assert capsys.readouterr().err == "error: Found a loss of nan\n"
 
     def test_traceback_on_request(self, monkeypatch):
         monkeypatch.setenv("TRL_SBR_DEBUG", "1")

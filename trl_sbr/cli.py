@@ -95,11 +95,18 @@ def run(command: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    # What our own checks and those of TRL and its relatives raise at wrong input, missing files and missing packages
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    # What our own checks and those of TRL and its relatives raise at wrong input, missing files and missing packages, and at a
+    # training that blows up
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("TRL_SBR_DEBUG"):
             raise
         return _error(str(error) or type(error).__name__)
+    except Exception as error:
+        error.add_note(
+            f"trl_sbr {__version__} did not foresee this error: unless its text says what to do, it is a fault of ours. Report it "
+            "to the maintainers of trl_sbr, with the command and all of these lines."
+        )
+        raise
 
 
 def _error(message: str) -> int:
