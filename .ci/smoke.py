@@ -53,7 +53,7 @@ def main():
     run(sys.executable, "-c", "import trl_sbr; assert 'site-packages' in trl_sbr.__file__, trl_sbr.__file__")
     run("trl-sbr", "--help", expect="commands:")
     run("trl-sbr", "--version", expect="trl_sbr 0.")
-    for command in ("anchor", "sft", "evaluate", "push", "recipes", "demo"):
+    for command in ("anchor", "harden", "sft", "evaluate", "push", "recipes", "demo"):
         run("trl-sbr", command, "--help", expect=f"usage: trl-sbr {command}")
 
     recipe = "smollm2-135m-instruct/sbr_lora"
