@@ -68,5 +68,7 @@ class TestHub:
         )
         run(hub, tmp_path, code)
         report = json.loads((tmp_path / "out" / "report.json").read_text())
-        assert report["models"]["model"]["model"] == {"model_name_or_path": "alice/model", "revision": commit}
+        model = report["models"]["model"]["model"]
+        assert (model["model_name_or_path"], model["revision"]) == ("alice/model", commit)
+        assert model["chat_template"]["from"] == "alice/model"
         assert report["models"]["model"]["safety"]["demo"]["refusal_rate"]["percent"] == 100
