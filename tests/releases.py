@@ -6,6 +6,7 @@ reason; `benchmarks/compatibility.py` counts them.
 """
 
 import datasets
+import peft
 import pytest
 import trl
 from packaging.version import Version
@@ -15,6 +16,12 @@ from trl import SFTTrainer
 TRL = Version(trl.__version__)
 DATASETS = Version(datasets.__version__)
 
+takes_peft_by_itself = pytest.mark.skipif(
+    Version(peft.__version__) < Version("0.19.1"), reason="transformers' `add_adapter` takes peft from 0.19.1"
+)
+trains_in_a_process_of_its_own = pytest.mark.skipif(  # where no test can be skipped from
+    TRL.release[:2] == (1, 15), reason="TRL 1.15's fused LM head has no CPU path"
+)
 names_the_broken_file = pytest.mark.skipif(
     Version("4.7.0") <= DATASETS < Version("4.8.4"),
     reason="datasets before 4.8.4 raises a bare `ValueError` at a broken row",

@@ -167,6 +167,7 @@ class TestDatasets:
     def test_stream(self, argv):
         self.check_trains([*argv, "--dataset_streaming", "true"])
 
+    @names_the_broken_file
     def test_empty_stream(self, argv, train_file, capsys):
         train_file.write_text("\n")
         message = self.error([*argv, "--dataset_streaming", "true"], capsys)

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -58,7 +57,7 @@ def replace_module(model):
 
 
 def put_lora_on(model):
-    model.lm_head = LoraLinear(model.lm_head, "default", LoraConfig(r=4), r=4)
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=["lm_head"]), model)
 
 
 class LogitBias(nn.Module):

@@ -22,6 +22,7 @@ from trl_sbr.hub.folder import collect_files
 from trl_sbr.trainers.output_folder import LOCK_NAME, check_is_free, lock_folder
 from trl_sbr.trainers.run_record import RECORD_NAME, check_folder
 
+from ..releases import trains_in_a_process_of_its_own
 from ..tiny import build_refusing_model
 from .test_sbr_sft_trainer import LORA, make_trainer
 
@@ -196,6 +197,7 @@ def start(folder, workers=0):
 
 
 class TestLock:
+    @trains_in_a_process_of_its_own
     def test_second_run_raises_and_touches_nothing(self, tmp_path):
         process = start(tmp_path)
         before = contents(tmp_path)
@@ -218,6 +220,7 @@ class TestLock:
         trainer.save_model()
         assert not list((tmp_path / "run").rglob(LOCK_NAME))
 
+    @trains_in_a_process_of_its_own
     def test_run_begun_while_another_prepares(self, tmp_path):
         trainer = trainer_in(tmp_path / "run")
         process = start(tmp_path)
@@ -229,6 +232,7 @@ class TestLock:
             process.kill()
             process.wait()
 
+    @trains_in_a_process_of_its_own
     def test_interrupted_run_gives_it_back(self, tmp_path):
         process = start(tmp_path)
         process.send_signal(signal.SIGINT)

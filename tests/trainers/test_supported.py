@@ -21,6 +21,7 @@ from trl import SFTConfig
 
 from trl_sbr import SafetyAnchor, SBRSFTTrainer
 
+from ..releases import takes_peft_by_itself
 from ..tiny import _SMALL, build_model, build_refusing_model, build_tokenizer
 from .test_sbr_sft_trainer import LORA, SETTINGS, history, make_trainer
 
@@ -130,6 +131,7 @@ class TestAdapters:
         trainer.train()
         assert history(trainer, "anchor_loss")[0] == 0
 
+    @takes_peft_by_itself
     @pytest.mark.parametrize("reference", ["base", "current"])
     @pytest.mark.parametrize("build", [native, lambda: native(use_dora=True)], ids=["lora", "dora"])
     def test_without_peft_model_raise(self, tmp_path, reference, build):
