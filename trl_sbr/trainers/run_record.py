@@ -24,7 +24,7 @@ from ..anchors.schema import read_json_as
 
 
 if TYPE_CHECKING:
-    from .sbr_sft_trainer import SBRSFTTrainer
+    from .anchor_mixin import SafetyAnchorMixin
 
 
 RECORD_NAME = "sbr_run.json"
@@ -152,12 +152,12 @@ def check_folder(folder: Path) -> RunRecord:
     return record
 
 
-def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
+def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
     """
     The record of a training as it stands: no prompt, no data and no path of a dataset is in it.
 
     Args:
-        trainer ([`SBRSFTTrainer`]):
+        trainer ([`SafetyAnchorMixin`]):
             The trainer.
         files (`dict[str, str]`):
             What it has saved, see [`hash_files`].
@@ -165,15 +165,16 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
             Further tags of the card.
     """
     args, anchor = trainer.args, trainer.anchor
+    model_init_kwargs = getattr(args, "model_init_kwargs", None) or {}  # TRL's alone
     base = trainer.model.config._name_or_path
-    settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
+    settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
     return {
         "base_model": {
             "name_or_path": base,
-            "revision": cached_commit(base, (args.model_init_kwargs or {}).get("revision")),
+            "revision": cached_commit(base, model_init_kwargs.get("revision")),
         },
         "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
-        "sbr": {name: getattr(args, name) for name in PROTECTION_SETTINGS},
+        "sbr": {name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
         "datasets": [
