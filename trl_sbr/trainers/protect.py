@@ -30,6 +30,8 @@ class _ProtectedTrainer(SafetyAnchorMixin):
 class _JustBeforeTrainer(Trainer):
     """What stands last but [`~transformers.Trainer`]: that a step comes here shows that all classes before pass it on."""
 
+    _tag_names = []  # of one that is not TRL's
+
     def training_step(self, *args, **kwargs):
         self._reached_trainer = True
         return super().training_step(*args, **kwargs)
