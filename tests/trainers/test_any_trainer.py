@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from trl_sbr import SafetyAnchor, protect
 from trl_sbr.trainers.run_record import RECORD_NAME
 
-from ..tiny import build_model, build_tokenizer
+from ..tiny import build_model, build_tokenizer, conversation_rows
 from .any_trainer import KINDS, build
 from .test_gradient import (
     COEF,
@@ -46,18 +46,18 @@ def build_held(kind, output_dir, model=None, **settings):
     return build(kind, output_dir, model, settings.pop("anchor", None) or capture(model), max_steps=4, **settings)
 
 
-def gradients(kind, output_dir, coef, **settings):
-    """The gradients of each optimizer step of an epoch, at a learning rate of zero."""
+def train(output_dir, kind, coef=COEF, **settings):
+    """Train an epoch at a learning rate of zero. Returns the gradients of each step, and the trainer."""
     model, recorder = drifted_lora_model(), GradientRecorder()
     settings = {"learning_rate": 0.0, "max_grad_norm": 0.0, "num_train_epochs": 1, **settings}
     trainer = build(kind, output_dir, model, capture(build_model("llama")), coef, callbacks=[recorder], **settings)
     trainer.train()
-    return recorder.steps
+    return recorder.steps, trainer
 
 
 def anchor_part(kind, folder, **settings):
     """The anchor term's share: a run's gradients less those of the same run without an anchor."""
-    with_anchor, without = (gradients(kind, folder / str(coef), coef, **settings) for coef in (COEF, 0.0))
+    with_anchor, without = (train(folder / str(coef), kind, coef, **settings)[0] for coef in (COEF, 0.0))
     assert len(with_anchor) == len(without)
     return [
         {name: (step[name] - plain[name]) / COEF for name in step}
@@ -131,6 +131,13 @@ class TestTraining:
         assert resumed.state.global_step == 4
         expected = whole.model.state_dict()
         assert all(torch.equal(p, expected[name]) for name, p in resumed.model.state_dict().items())
+
+    @any_trainer
+    def test_anchor_in_the_training_data_warns(self, tmp_path, kind, caplog):
+        prompt = conversation_rows(4)[3]["prompt"][0]["content"]
+        build_held(kind, tmp_path, anchor=capture(build_model("llama"), [prompt, *PROMPTS]))
+        (warning,) = (record.getMessage() for record in caplog.records if "near copy" in record.getMessage())
+        assert f"{prompt!r}, or a near copy, stands in 1 training rows" in warning
 
 
 def peft(**settings):
