@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from ..releases import trains_in_a_process_of_its_own
 from ..trainers.any_trainer import KINDS
 from ..trainers.test_gradient import (
     COEF,
@@ -62,6 +63,7 @@ class TestTwoProcesses:
             if settings["average_tokens_across_devices"]:
                 assert relative_error(found, expected_total) < 1e-5, settings
 
+    @trains_in_a_process_of_its_own
     def test_anchor_term_in_any_trainer(self, tmp_path):
         pairs = [[{"kind": kind, "coef": c, "gradient_accumulation_steps": 2} for c in (COEF, 0.0)] for kind in KINDS]
         result = run(tmp_path, [settings for pair in pairs for settings in pair])
