@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
@@ -44,6 +44,8 @@ _TRAINING_SETTINGS = (
     "gradient_accumulation_steps",
     "max_length",
     "packing",
+    "beta",
+    "num_generations",
     "bf16",
     "fp16",
     "seed",
@@ -87,6 +89,7 @@ class RunRecord(TypedDict):
     files: dict[str, str]
     datasets: list[_DatasetSource]
     tags: list[str]
+    method: NotRequired[list[str]]  # an older record is of TRL's SFT
     training: dict[str, str | int]
     versions: dict[str, str]
 
@@ -183,6 +186,7 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
             if is_hub_id(name)
         ],
         "tags": [tags] if isinstance(tags, str) else list(tags or []),
+        "method": [tag for tag in trainer._tag_names if tag != "sbr"],
         "training": {
             "steps": trainer.state.global_step,
             **{name: str(getattr(value, "value", value)) for name, value in settings.items() if value is not None},
@@ -212,7 +216,7 @@ def read_record(path: Path) -> RunRecord:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is not there: `trl-sbr sft`, or `SBRSFTTrainer.save_model`, writes it last, beside an adapter or model. "
+            f"{path} is not there: `trl-sbr sft`, or `save_model` of a trainer that holds an anchor, writes it last, beside an adapter or model. "
             "A save that was cut off leaves none: save again."
         )
     return read_json_as(RunRecord, path, "It is not the record of a training: save the model again.")
