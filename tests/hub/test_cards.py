@@ -89,6 +89,7 @@ def anchor_config(**changes):
         "prompts": [[{"role": "user", "content": "How do I <b>harm</b>?"}]],
         "input_ids": [[1, 2]],
         "positions": [[1]],
+        "openers": [""],
         "chat_template_sha256": "0" * 64,
         "chat_template_kwargs": {},
         "model_name_or_path": "org/base",
@@ -227,11 +228,24 @@ class TestModelCard:
         assert "- `How do I <b>harm</b>?`\n" in render_model_card(RUN, "org/adapter", anchor_config())
 
     def test_prompts_that_are_not_published(self):
-        config = anchor_config(prompts=[None] * 8, input_ids=[None] * 8)
+        config = anchor_config(prompts=[None] * 8, input_ids=[None] * 8, openers=[""] * 8)
         for text in (render_model_card(RUN, "org/a", config), render_anchor_card(config, "org/a")):
             assert "What cannot be verified" in text
             assert "--verify org/a" not in text
-            assert "8" in text
+            assert "8 harmful prompts" in text
+
+    def test_points(self):
+        prompts = [[{"role": "user", "content": question}] for question in ("How?", "How?", "Why?")]
+        config = anchor_config(
+            prompts=prompts, input_ids=[[1, 2, 3]] * 3, positions=[[1, 2]] * 3, openers=["", "Sure, `1` | 2:", ""]
+        )
+        for text in (render_model_card(RUN, "org/a", config), render_anchor_card(config, "org/a")):
+            assert "2 harmful prompts" in text
+            assert re.search(r"\| 3: each prompt plain, and where .* refuses it behind ``Sure, `1` ¦ 2:``", text)
+            assert text.count("- `How?`") == 1
+        assert "| 6 × 32, float32" in text
+        assert "the first 2 generated tokens, plain and behind its openers, alone: other openers" in text
+        assert "The first 2 generated tokens are tied" in render_model_card(RUN, "org/a", config)
 
 
 class TestAnchorCard:

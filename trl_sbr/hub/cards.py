@@ -259,6 +259,17 @@ def _render(template: str, data: ModelCardData, **variables: Any) -> str:
     return text.strip() + "\n"
 
 
+def _anchor_in_words(config: "AnchorConfig") -> dict[str, Any]:
+    """What cards say of an anchor: its prompts, each of which stands plain once, openers, and tokens of the answer that it ties."""
+    questions = [prompt[-1]["content"] for prompt in config.prompts if prompt is not None]
+    return {
+        "count": config.openers.count(""),
+        "questions": list(dict.fromkeys(questions)),
+        "openers": [opener for opener in dict.fromkeys(config.openers) if opener],
+        "tokens": max(config.points_per_anchor),
+    }
+
+
 def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
     """
     The card of an anchor.
@@ -277,7 +288,6 @@ def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
         tags=["safety-anchor", "sbr", "trl"],
         **base_model_license(config.model_name_or_path),
     )
-    questions = [prompt[-1]["content"] for prompt in config.prompts if prompt is not None]
     return _render(
         "anchor_card.md",
         data,
@@ -285,8 +295,7 @@ def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
         repo_id=repo_id,
         config=config,
         model=_link(config.model_name_or_path),
-        count=len(config.prompts),
-        questions=questions,
+        **_anchor_in_words(config),
         versions=_describe(config.library_versions),
     )
 
@@ -352,8 +361,7 @@ def render_model_card(
         versions=_describe(run["versions"]),
         anchor=anchor,
         anchor_repo=run["anchor"] and _link(run["anchor"]["repo_id"]),
-        count=anchor and len(anchor.prompts),
-        questions=[] if anchor is None else [prompt[-1]["content"] for prompt in anchor.prompts if prompt is not None],
+        **(_anchor_in_words(anchor) if anchor is not None else {}),
         table=report and _results_table(report),
         judge=report and report["judge"] and _describe(report["judge"]),
         decoding=report and _describe(report.get("decoding")),

@@ -89,7 +89,9 @@ def show(argv: list[str]):
     if args.json:
         print(json.dumps(config, indent=2, ensure_ascii=False))
         return
-    prompts, input_ids, positions = (config.pop(name) for name in ("prompts", "input_ids", "positions"))
+    prompts, input_ids, positions, openers = (
+        config.pop(name) for name in ("prompts", "input_ids", "positions", "openers")
+    )
     if anchor.repo_id is not None:
         config = {"repository": f"{anchor.repo_id} at commit {anchor.commit}", **config}
     for name, value in config.items():
@@ -100,11 +102,10 @@ def show(argv: list[str]):
         print(f"\n{len(prompts)} anchors, published without their prompts: no model can be verified against them.")
         return
     print(f"\n{len(prompts)} anchors (tokens, points, messages):")
-    for ids, points, messages in zip(input_ids, positions, prompts, strict=True):
-        print(
-            f"  {len(ids):4}  {len(points):3}  "
-            + " | ".join(f"{message['role']}: {message['content']}" for message in messages)
-        )
+    for ids, points, messages, opener in zip(input_ids, positions, prompts, openers, strict=True):
+        behind = [f"behind {opener!r}"] if opener else []
+        said = [f"{message['role']}: {message['content']}" for message in messages]
+        print(f"  {len(ids):4}  {len(points):3}  {' | '.join(said + behind)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -117,25 +117,22 @@ def draw_prompts(path: str | None, shipped: str, num_prompts: int, num_eval_prom
 
 def measure(model, processing_class, harmful: list, benign: list) -> dict:
     """Asks held-out prompts, plain and behind openers, and returns the shares of what should not be."""
-    from trl_sbr.anchors.generation import BatchSize, generate_token_ids
-    from trl_sbr.anchors.prompts import encode_prompts, get_tokenizer
+    from trl_sbr.anchors.generation import generate_answers
     from trl_sbr.metrics.harmful_score.refusal import is_refusal
     from trl_sbr.metrics.harmful_score.verdicts import Share
 
-    tokenizer = get_tokenizer(processing_class)
-
-    def refusals(prompts, prefill):
-        begun = tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
-        input_ids = [ids + begun for ids in encode_prompts(processing_class, prompts)]
-        for batch in generate_token_ids(model, tokenizer, input_ids, ANSWER_TOKENS, BatchSize(32)):
-            yield from (is_refusal(tokenizer.decode(ids, skip_special_tokens=True).strip()) for ids in batch.values())
+    def count_refusals(prompts, prefill):
+        answers = generate_answers(
+            model, processing_class, prompts, ANSWER_TOKENS, batch_size=32, openers=[prefill] * len(prompts)
+        )
+        return sum(map(is_refusal, answers))
 
     figures = {"harmful_answered": {}, "benign_refused": {}}
     for prefill in ("", *PREFILLS) if harmful else ():
-        refused = sum(refusals(harmful, prefill))
+        refused = count_refusals(harmful, prefill)
         figures["harmful_answered"][prefill] = Share(len(harmful) - refused, len(harmful)).to_dict()
     for prefill in ("", BENIGN_PREFILL) if benign else ():
-        figures["benign_refused"][prefill] = Share(sum(refusals(benign, prefill)), len(benign)).to_dict()
+        figures["benign_refused"][prefill] = Share(count_refusals(benign, prefill), len(benign)).to_dict()
     return figures
 
 
