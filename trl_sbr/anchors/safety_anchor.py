@@ -474,9 +474,9 @@ class SafetyAnchor:
                 "model in these numerics, without tokens added, or capture an anchor on this one."
             )
 
-    def lay_out(self, model: nn.Module, wrapped: nn.Module) -> PromptBatch:
-        """Lay out the anchor prompts as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
-        return lay_out(model, self.input_ids, _tolerance(_numerics(model)), wrapped, self.positions)
+    def lay_out(self, model: nn.Module, wrapped: nn.Module, part: slice = slice(None)) -> PromptBatch:
+        """Lay out the anchors, or a part of them, as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
+        return lay_out(model, self.input_ids[part], _tolerance(_numerics(model)), wrapped, self.positions[part])
 
     def reference_model(self, model: nn.Module) -> AbstractContextManager:
         """Context in which `model` is the one the anchor was captured on: the adapters off, or as they are."""
