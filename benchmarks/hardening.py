@@ -28,7 +28,7 @@ from trl_sbr.anchors.prompts import encode_prompts
 from trl_sbr.demo.data import load_questions
 from trl_sbr.metrics.harmful_score.refusal import is_refusal
 from trl_sbr.metrics.harmful_score.verdicts import Share
-from trl_sbr.scripts.harden import RECORD_NAME
+from trl_sbr.trainers.hardening_record import RECORD_NAME
 
 
 RESULTS = Path(__file__).parent / "results" / "hardening.json"

@@ -35,6 +35,13 @@ class AnchorArguments:
         anchor_require_refusal (`bool`, *optional*, defaults to `True`):
             Whether the aligned model must refuse every anchor prompt. An anchor that it does not refuse would pin the
             harmful answer.
+        anchor_refusal_tokens (`int`, *optional*, defaults to `1`):
+            Number of tokens of the aligned model's refusal whose choice a captured anchor holds. `1` is the paper's.
+        anchor_openers (`list[str]`, *optional*):
+            Beginnings of an answer, behind which a captured anchor holds each prompt too, where the model refuses it there.
+        anchor_system_prompts (`list[str]`, *optional*):
+            System prompts, under each of which a captured anchor holds all prompts; `""` is none.
+            With an anchor, these three must be what it was captured with, where they are set.
 
         > Parameters that control the loss
 
@@ -45,6 +52,9 @@ class AnchorArguments:
             Distance `d(h, h_ref)` of which the mean over the anchors is taken: `"mse"`, `‖h - h_ref‖²` averaged over
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
             `"relative"`, `‖h - h_ref‖² / ‖h_ref‖²`, free of the model's scale.
+        anchors_per_step (`int`, *optional*):
+            Number of anchors that an optimizer step is trained on at most; the steps take them in turn, and what they add up
+            to over a cycle is the gradient of all. Defaults to all.
     """
 
     anchor_name_or_path: str | None = field(
@@ -71,6 +81,18 @@ class AnchorArguments:
     anchor_require_refusal: bool = field(
         default=True, metadata={"help": "Whether the aligned model must refuse every anchor prompt."}
     )
+    anchor_refusal_tokens: int = field(
+        default=1,
+        metadata={"help": "Number of tokens of the refusal whose choice a captured anchor holds; 1 is the paper's."},
+    )
+    anchor_openers: list[str] | None = field(
+        default=None,
+        metadata={"help": "Beginnings of an answer, behind which a captured anchor holds each prompt too."},
+    )
+    anchor_system_prompts: list[str] | None = field(
+        default=None,
+        metadata={"help": "System prompts under which a captured anchor holds all prompts; an empty one is none."},
+    )
     anchor_loss_coef: float = field(
         default=50.0,
         metadata={"help": "Weight of the anchor loss, λ in the paper. 0 is plain, unprotected fine-tuning."},
@@ -83,6 +105,10 @@ class AnchorArguments:
             "norm ('relative').",
             "choices": ["mse", "sum", "relative"],
         },
+    )
+    anchors_per_step: int | None = field(
+        default=None,
+        metadata={"help": "Number of anchors, taken in turn, that a step is trained on at most. Defaults to all."},
     )
 
     def __post_init__(self):
@@ -103,6 +129,8 @@ class AnchorArguments:
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"Expected `{name}` to be one of {choices}, found {getattr(self, name)!r}.")
+        if self.anchors_per_step is not None and self.anchors_per_step < 1:
+            raise ValueError(f"Expected `anchors_per_step` to be at least 1, found {self.anchors_per_step}.")
         if self.anchor_revision is not None and self.anchor_name_or_path is None:
             raise ValueError("Found `anchor_revision` without `anchor_name_or_path`. Set both, or neither.")
 

@@ -3,7 +3,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding
-from ..anchors.prompts import as_messages, get_tokenizer, resolve_prompts
+from ..anchors.prompts import get_tokenizer, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.unembedding import has_sharded_weights
 from .anchor_arguments import AnchorArguments
 from .guard import BottleneckGuard, check_is_finite
+from .hardening_record import read_hardening
 from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_checkpoint
-from .layout import check_layout, lay_out_for_training
+from .layout import check_layout, divide_into_turns, lay_out_for_training
 from .output_folder import (
     check_holds_no_anchor,
     check_holds_no_other_weights,
@@ -36,6 +37,7 @@ from .output_folder import (
     lock_folder,
 )
 from .preconditions import (
+    check_is_as_asked,
     check_kind,
     check_rows,
     check_setup,
@@ -57,7 +59,8 @@ class SafetyAnchorMixin(PublishingMixin):
 
     $$ \lambda \cdot \frac{1}{K} \sum_{k=1}^{K} d(h_\theta(x_k), h_\mathrm{ref}(x_k)) $$
 
-    where `h` is the input of the unembedding at the last token of anchor prompt `x_k`, and rests on nothing but the interface
+    where `h` is the input of the unembedding at the last token of anchor prompt `x_k` (or the mean runs over all points that the
+    anchor holds; with `anchors_per_step`, over those of one part of the anchors after another), and rests on nothing but the interface
     of [`~transformers.Trainer`]: whatever the loss is, the term's gradient depends on the model, the anchor and λ alone.
 
     A class calls [`~SafetyAnchorMixin._find_anchor`] before the trainer is built, and [`~SafetyAnchorMixin._hold_anchor`]
@@ -70,6 +73,8 @@ class SafetyAnchorMixin(PublishingMixin):
             The settings of the anchor term: the trainer's `args`, where they are among them.
         dataset_names (`list[str]`):
             Datasets of the Hub that the card names: the rows do not say where they come from.
+        hardening ([`HardeningRecord`] or `None`):
+            What `trl-sbr harden` says of the base model, if that is a folder that it made.
     """
 
     def _find_anchor(
@@ -134,6 +139,7 @@ class SafetyAnchorMixin(PublishingMixin):
         check_rows(self.train_dataset)
         self.anchor_args = settings
         self.dataset_names = []
+        self.hardening = read_hardening(self.model.config._name_or_path)
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
         self.anchor, self._guard = None, None
@@ -159,7 +165,7 @@ class SafetyAnchorMixin(PublishingMixin):
         self._take_over(self._on_main_process(partial(self._prepare_anchor, anchor, chat_template_kwargs)))
         if has_sharded_weights(self._guard.unembedding):  # gathering it takes all processes
             self.anchor.check_unembedding(self.model)
-        self._anchor_batch: PromptBatch | None = None
+        self._anchor_batches: list[PromptBatch] | None = None  # of each turn
         if self.accelerator.is_main_process:
             warn_of_anchors_in(self.train_dataset, self.anchor, get_tokenizer(self.processing_class))
 
@@ -167,6 +173,7 @@ class SafetyAnchorMixin(PublishingMixin):
         """Train with this anchor from now on."""
         self.anchor = anchor
         self._reference_states = anchor.hidden_states.to(self.accelerator.device, copy=True)
+        self._turns = divide_into_turns(anchor, self.anchor_args.anchors_per_step)
         self._guard.hold(anchor)
 
     @property
@@ -194,17 +201,8 @@ class SafetyAnchorMixin(PublishingMixin):
     ) -> SafetyAnchor:
         """Load or capture the anchor on the aligned model, before a checkpoint can be loaded over it."""
         settings = self.anchor_args
-        prompts = resolve_prompts(settings.anchor_prompts)
-        if anchor is not None and prompts is not None and [as_messages(p) for p in prompts] != anchor.prompts:
-            raise ValueError(
-                f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
-                f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
-            )
-        if anchor is not None and anchor.config.reference != settings.anchor_reference:
-            raise ValueError(
-                f"The anchor was captured on the reference {anchor.config.reference!r}, found "
-                f"`anchor_reference={settings.anchor_reference!r}`. Set it to the anchor's."
-            )
+        if anchor is not None:
+            check_is_as_asked(anchor, settings)
         if self._is_placed_by_engine:
             if anchor is None:
                 raise ValueError(
@@ -225,33 +223,38 @@ class SafetyAnchorMixin(PublishingMixin):
                 return SafetyAnchor.capture(
                     self.model,
                     self.processing_class,
-                    prompts,
+                    resolve_prompts(settings.anchor_prompts),
                     chat_template_kwargs=chat_template_kwargs,
                     require_refusal=settings.anchor_require_refusal,
                     reference=settings.anchor_reference,
+                    refusal_tokens=settings.anchor_refusal_tokens,
+                    openers=settings.anchor_openers or (),
+                    system_prompts=settings.anchor_system_prompts or (),
                 )
             anchor.verify_reference(self.model, self.processing_class)
             if settings.anchor_require_refusal:
                 anchor.check_refusals(self.model, self.processing_class)
         return anchor
 
-    def anchor_distances(self, states: torch.Tensor) -> torch.Tensor:
+    def anchor_distances(self, states: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """
         Distance of hidden states to the anchor's, by `anchor_loss_type`.
 
         Args:
-            states (`torch.Tensor` of shape `(num_anchors, hidden_size)`):
-                Final hidden states on the anchor prompts, float32.
+            states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+                Final hidden states at points of the anchor, float32.
+            reference (`torch.Tensor` of shape `(num_points, hidden_size)`):
+                The anchor's there, float32.
 
         Returns:
-            `torch.Tensor` of shape `(num_anchors,)`: The distances, float32.
+            `torch.Tensor` of shape `(num_points,)`: The distances, float32.
         """
-        squared_error = (states - self._reference_states).pow(2)
+        squared_error = (states - reference).pow(2)
         if self.anchor_args.anchor_loss_type == "mse":
             return squared_error.mean(dim=-1)
         if self.anchor_args.anchor_loss_type == "sum":
             return squared_error.sum(dim=-1)
-        return squared_error.sum(dim=-1) / self._reference_states.pow(2).sum(dim=-1)
+        return squared_error.sum(dim=-1) / reference.pow(2).sum(dim=-1)
 
     def training_step(self, model, *args, **kwargs):
         anchor_term = 0.0
@@ -273,10 +276,11 @@ class SafetyAnchorMixin(PublishingMixin):
         if self._check_states_of_first_step:
             self._check_states_of_first_step = False
             with torch.no_grad(), self.anchor.reference_model(self.model):
-                states = self._anchor_states(model)
+                states = self._anchor_states(model, self._all_turns)
             with self.accelerator.autocast():
                 self.anchor.check_states(states, self.model)
-        loss, cosine = self._anchor_loss(model)
+        turn = self.state.global_step % len(self._turns)
+        loss, cosine = self._anchor_loss(model, [turn])
         self._unlogged.append((loss.item(), cosine.item()))
         term = self.anchor_args.anchor_loss_coef * loss
         check_is_finite("the anchor term", term.item())
@@ -304,18 +308,28 @@ class SafetyAnchorMixin(PublishingMixin):
             )
         return super().compute_loss(*args, **kwargs)
 
-    def _anchor_states(self, model: nn.Module) -> torch.Tensor:
-        if self._anchor_batch is None:  # not before: FSDP and DeepSpeed place the model when training starts
-            with self.accelerator.autocast():
-                self._anchor_batch = lay_out_for_training(self.anchor, self.model, model)
-        return final_hidden_states(model, self._guard.unembedding, self._anchor_batch)
+    @property
+    def _all_turns(self) -> range:
+        return range(len(self._turns))
 
-    def _anchor_loss(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """The anchor loss, and the mean cosine of the states with the anchor's."""
-        states = self._anchor_states(model)
-        loss = self.anchor_distances(states).mean()
+    def _anchor_states(self, model: nn.Module, turns: Sequence[int]) -> torch.Tensor:
+        if self._anchor_batches is None:  # not before: FSDP and DeepSpeed place the model when training starts
+            with self.accelerator.autocast():
+                self._anchor_batches = [
+                    lay_out_for_training(self.anchor, self.model, model, turn.anchors) for turn in self._turns
+                ]
+        unembedding = self._guard.unembedding
+        return torch.cat([final_hidden_states(model, unembedding, self._anchor_batches[turn]) for turn in turns])
+
+    def _anchor_loss(self, model: nn.Module, turns: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The anchor loss as some turns tell it, and the mean cosine of their states with the anchor's."""
+        states = self._anchor_states(model, turns)
+        reference = torch.cat([self._reference_states[self._turns[turn].points] for turn in turns])
+        # Not the mean over the points of a turn: all points weigh the same over a cycle, where turns have not
+        loss = self.anchor_distances(states, reference).sum() / len(self._reference_states)
+        loss = loss * (len(self._turns) / len(turns))
         check_is_finite("an anchor loss", loss.item())
-        return loss, torch.cosine_similarity(states.detach(), self._reference_states, dim=-1).mean()
+        return loss, torch.cosine_similarity(states.detach(), reference, dim=-1).mean()
 
     def _model_as_called(self) -> nn.Module:
         """The model for a forward outside a training step. DDP's would wait for other processes, which may not come."""
@@ -325,7 +339,7 @@ class SafetyAnchorMixin(PublishingMixin):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.anchor is not None:  # after the batches: ZeRO-3 traces these first
             with torch.no_grad(), self.accelerator.autocast():
-                loss, cosine = self._anchor_loss(self._model_as_called())
+                loss, cosine = self._anchor_loss(self._model_as_called(), self._all_turns)
             output.metrics[f"{metric_key_prefix}_anchor_loss"] = loss.item()
             output.metrics[f"{metric_key_prefix}_anchor_cosine"] = cosine.item()
         return output
@@ -349,18 +363,19 @@ class SafetyAnchorMixin(PublishingMixin):
     def _check_save(self) -> None:
         """What is saved as held is held, or it is an error."""
         self._guard.check_save(self.model, self.anchor_args, self.anchor)
-        if self._anchor_batch is not None:  # a step was trained
+        if self._anchor_batches is not None:  # a step was trained
             with self.accelerator.autocast():
-                check_layout(self.anchor, self.model, self._model_as_called(), self._anchor_batch)
+                for turn, batch in zip(self._turns, self._anchor_batches, strict=True):
+                    check_layout(self.anchor, self.model, self._model_as_called(), batch, turn.anchors)
 
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any):
         """
         Train, see [`~transformers.Trainer.train`]. A checkpoint is resumed with the anchor that it carries, and with the λ,
-        the loss and the reference that it was trained with.
+        the loss, the reference and the turns that it was trained with.
 
         Raises:
             ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
-                another λ, loss or reference; if it is not whole; or if there is none.
+                another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none.
             OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run lie there.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
         """

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from ..anchors.prompts import find_near_copies
+from ..anchors.prompts import cross_system_prompts, find_near_copies, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
 from .anchor_arguments import AnchorArguments
@@ -36,6 +36,44 @@ def check_kind(model: Any, args: TrainingArguments, others: tuple) -> None:
     for config in others:
         if isinstance(config, PeftConfig):
             check_adapter_is_supported(config)
+
+
+def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
+    """
+    An anchor that was given holds what the settings of a capture ask for, where they are set.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    if anchor.config.reference != settings.anchor_reference:
+        raise ValueError(
+            f"The anchor was captured on the reference {anchor.config.reference!r}, found "
+            f"`anchor_reference={settings.anchor_reference!r}`. Set it to the anchor's."
+        )
+    prompts, openers = resolve_prompts(settings.anchor_prompts), anchor.config.openers
+    if prompts is not None:
+        plain = [prompt for prompt, opener in zip(anchor.prompts, openers, strict=True) if not opener]
+        if cross_system_prompts(prompts, settings.anchor_system_prompts) != plain:
+            raise ValueError(
+                f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
+                f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
+            )
+    tokens = max(anchor.config.points_per_anchor)
+    found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(set(openers) - {""})}
+    asked = {
+        "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens == 1 else settings.anchor_refusal_tokens,
+        "anchor_openers": sorted(settings.anchor_openers or found["anchor_openers"]),
+    }
+    if settings.anchor_system_prompts:
+        systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else "" for prompt in anchor.prompts}
+        found["anchor_system_prompts"] = sorted(systems)
+        asked["anchor_system_prompts"] = sorted({system or "" for system in settings.anchor_system_prompts})
+    for name, value in asked.items():
+        if value != found[name]:
+            raise ValueError(
+                f"The anchor was captured with `{name}={found[name]!r}`, found {value!r}. Capture an anchor with that, or leave "
+                "it out."
+            )
 
 
 def check_setup(

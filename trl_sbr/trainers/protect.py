@@ -46,6 +46,7 @@ def protect(
     reference: str = "base",
     require_refusal: bool = True,
     revision: str | None = None,
+    anchors_per_step: int | None = None,
 ) -> Trainer:
     """
     Hold a safety anchor in any [`~transformers.Trainer`]: TRL's, axolotl's, LLaMA-Factory's, your own. The model's final
@@ -70,6 +71,8 @@ def protect(
             Whether the aligned model must refuse every anchor prompt.
         revision (`str`, *optional*):
             Branch, tag or commit of the anchor's Hub repository.
+        anchors_per_step (`int`, *optional*):
+            Number of anchors, taken in turn, that an optimizer step is trained on at most. Defaults to all.
 
     Returns:
         [`~transformers.Trainer`]: The same trainer, of a class derived from its own and from [`SafetyAnchorMixin`].
@@ -94,6 +97,7 @@ def protect(
         anchor_require_refusal=require_refusal,
         anchor_loss_coef=coef,
         anchor_loss_type=loss_type,
+        anchors_per_step=anchors_per_step,
     )
     _check_can_be_protected(trainer, settings)
     # A class, and no methods put on the instance: the trainer's own overrides stand between the mixin's and `Trainer`'s, as in

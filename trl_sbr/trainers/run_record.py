@@ -21,6 +21,7 @@ from peft import PeftModel
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from ..anchors.provenance import cached_commit, is_hub_id
 from ..anchors.schema import read_json_as
+from .hardening_record import HardeningRecord
 
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _TRAINING_SETTINGS = (
     "fp16",
     "seed",
 )
-PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference")
+PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference", "anchors_per_step")
 _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
 
 
@@ -63,6 +64,7 @@ class _Protection(TypedDict):
     anchor_loss_coef: float
     anchor_loss_type: str
     anchor_reference: str
+    anchors_per_step: NotRequired[int | None]  # an older record is of a run on all
 
 
 class _AnchorSource(TypedDict):
@@ -89,6 +91,7 @@ class RunRecord(TypedDict):
     files: dict[str, str]
     datasets: list[_DatasetSource]
     tags: list[str]
+    hardening: NotRequired[HardeningRecord | None]  # of the base model
     method: NotRequired[list[str]]  # an older record is of TRL's SFT
     training: dict[str, str | int]
     versions: dict[str, str]
@@ -177,6 +180,7 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
             "revision": cached_commit(base, model_init_kwargs.get("revision")),
         },
         "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
+        "hardening": trainer.hardening,
         "sbr": {name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
