@@ -15,6 +15,7 @@ _PUBLIC = {
     "SBRConfig": "trainers.sbr_config",
     "SBRSFTTrainer": "trainers.sbr_sft_trainer",
     "SafetyAnchor": "anchors.safety_anchor",
+    "SafetyMonitor": "trainers.safety_monitor",
     "harmful_score_path": "metrics",
     "is_refusal": "metrics.harmful_score.refusal",
 }
@@ -26,6 +27,7 @@ __all__ = [
     "SBRConfig",
     "SBRSFTTrainer",
     "SafetyAnchor",
+    "SafetyMonitor",
     "harmful_score_path",
     "is_refusal",
 ]
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .metrics.harmful_score.refusal import is_refusal
     from .trainers.hardening_config import HardeningConfig
     from .trainers.hardening_trainer import HardeningTrainer
+    from .trainers.safety_monitor import SafetyMonitor
     from .trainers.sbr_config import SBRConfig
     from .trainers.sbr_sft_trainer import SBRSFTTrainer
 

@@ -7,6 +7,7 @@ They are short, name no details, and share no question with a set that models ar
 """
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from itertools import zip_longest
 from typing import Any
@@ -59,6 +60,7 @@ def choose_prompts(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     num_prompts: int,
     chat_template_kwargs: dict[str, Any] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> list[str]:
     """
     Choose prompts of the pool that a model refuses, spread over categories, and say which ones it answers.
@@ -74,6 +76,8 @@ def choose_prompts(
             Number to choose.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further variables of the chat template.
+        prompts (`Sequence[str]`, *optional*):
+            The part of the pool to choose from. Defaults to all of it.
 
     Returns:
         `list[str]`: The prompts.
@@ -84,7 +88,7 @@ def choose_prompts(
     categories = load_prompt_pool()
     if not 1 <= num_prompts <= len(categories):
         raise ValueError(f"Expected `num_anchors` to be from 1 to the pool's {len(categories)}, found {num_prompts}.")
-    left, refused, answered = list(categories), [], {}
+    left, refused, answered = list(categories if prompts is None else prompts), [], {}
     while len(refused) < num_prompts and left:
         asked, left = left[:num_prompts], left[num_prompts:]
         answers = generate_answers(model, processing_class, asked, _REFUSAL_TOKENS, len(asked), chat_template_kwargs)

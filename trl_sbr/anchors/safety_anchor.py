@@ -320,7 +320,7 @@ class SafetyAnchor:
             ValueError: If it answers one; the error shows the answer.
         """
         with self.reference_model(model):
-            answers = self._answers(model, processing_class)
+            answers = self.answers(model, processing_class)
         answered = [(q, a) for q, a in zip(self.questions, answers, strict=True) if not is_refusal(a)]
         if answered:
             listing = "\n".join(f"  {question!r} -> {answer!r}" for question, answer in answered)
@@ -331,7 +331,8 @@ class SafetyAnchor:
                 "other words, set `require_refusal=False` (`anchor_require_refusal` in the training arguments)."
             )
 
-    def _answers(self, model, processing_class) -> list[str]:
+    def answers(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> list[str]:
+        """The starts of a model's greedy answers to the anchor prompts, long enough to tell refusals."""
         return generate_answers(
             model,
             processing_class,
@@ -389,6 +390,24 @@ class SafetyAnchor:
             `torch.Tensor` of shape `(num_points,)`: `‖h - h_ref‖ / ‖h_ref‖`, float32.
         """
         return relative_errors(states, self.hidden_states.to(states.device))
+
+    def drift(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Compare states with the anchor's, anchor by anchor: of one with several points, at the worst of them.
+
+        Args:
+            states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+                Final hidden states at the points of the anchors, float32.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`, each of shape `(num_anchors,)`: The relative errors and the cosine similarities,
+            float32.
+        """
+        cosines = torch.cosine_similarity(states, self.hidden_states.to(states.device), dim=-1)
+        return (
+            torch.stack([of_anchor.max() for of_anchor in self.per_anchor(self.relative_errors(states))]),
+            torch.stack([of_anchor.min() for of_anchor in self.per_anchor(cosines)]),
+        )
 
     def verify(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> AnchorReport:
         """
@@ -487,7 +506,7 @@ class SafetyAnchor:
         """
         numerics = _numerics(model)
         tolerance = _tolerance(numerics, self._numerics)
-        errors = torch.stack([of_anchor.max() for of_anchor in self.per_anchor(self.relative_errors(states))])
+        errors, _ = self.drift(states)
         worst = int(errors.argmax())
         if not errors[worst] <= tolerance:
             raise ValueError(
@@ -531,11 +550,10 @@ class SafetyAnchor:
         """
         self.check_compatible(model, processing_class)
         states = _read_states(model, self.input_ids, self.positions).cpu()
-        errors = self.per_anchor(self.relative_errors(states))
-        cosines = self.per_anchor(torch.cosine_similarity(states, self.hidden_states, dim=-1))
-        answers = self._answers(model, processing_class)
+        errors, cosines = self.drift(states)
+        answers = self.answers(model, processing_class)
         checks = [
-            AnchorCheck(question, error.max().item(), cosine.min().item(), is_refusal(answer), answer)
+            AnchorCheck(question, error.item(), cosine.item(), is_refusal(answer), answer)
             for question, error, cosine, answer in zip(self.questions, errors, cosines, answers, strict=True)
         ]
         return AnchorReport(checks, self.has_unembedding_of(model))

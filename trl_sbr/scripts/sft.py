@@ -21,7 +21,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from trl_sbr.scripts.common import check_model_name, parse_strictly
+from trl_sbr.scripts.common import MonitorArguments, add_monitor, check_model_name, parse_strictly
 
 
 DATA_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -115,12 +115,12 @@ DESCRIPTION = (
 
 
 def get_dataclass_types() -> tuple:
-    """The dataclasses of the arguments: TRL's, for its recipes are ours."""
+    """The dataclasses of the arguments: TRL's, for its recipes are ours, and the monitor's."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from trl_sbr import SBRConfig
 
-    return (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig)
+    return (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig, MonitorArguments)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -149,7 +149,7 @@ def train(argv: list[str]) -> int:
     from trl_sbr.trainers.interruption import find_last_checkpoint
     from trl_sbr.trainers.loading import get_model_init_kwargs
 
-    script_args, training_args, model_args, dataset_args = parse_strictly(
+    script_args, training_args, model_args, dataset_args, monitor_args = parse_strictly(
         get_dataclass_types(), command="sft", description=DESCRIPTION, argv=argv
     )
     check_model_name(model_args)
@@ -164,6 +164,7 @@ def train(argv: list[str]) -> int:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    add_monitor(trainer, monitor_args)
     trainer.dataset_names += [config.path for config in dataset_args.datasets] or [script_args.dataset_name]
 
     # A flag on the command line is a string, whereas Trainer wants True for "the last checkpoint of `output_dir`"

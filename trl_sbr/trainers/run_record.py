@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
@@ -77,6 +77,20 @@ class _Adapter(TypedDict):
     peft_type: str
 
 
+class _Measurement(TypedDict):
+    step: int
+    relative_error: float
+    max_relative_error: float
+    cosine: float
+    min_cosine: float
+    refusal_rate: NotRequired[float]
+
+
+class _Monitor(TypedDict):
+    num_prompts: int
+    curve: list[_Measurement]
+
+
 class RunRecord(TypedDict):
     """What `sbr_run.json` holds."""
 
@@ -88,6 +102,7 @@ class RunRecord(TypedDict):
     datasets: list[_DatasetSource]
     tags: list[str]
     training: dict[str, str | int]
+    monitor: NotRequired[_Monitor | None]
     versions: dict[str, str]
 
 
@@ -164,7 +179,10 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
         tags (`str` or `list[str]`, *optional*):
             Further tags of the card.
     """
+    from .safety_monitor import SafetyMonitor
+
     args, anchor = trainer.args, trainer.anchor
+    monitor = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SafetyMonitor)), None)
     base = trainer.model.config._name_or_path
     settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
     return {
@@ -187,6 +205,7 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
             **{name: str(getattr(value, "value", value)) for name, value in settings.items() if value is not None},
             "num_processes": trainer.accelerator.num_processes,
         },
+        "monitor": monitor and monitor.to_record(),
         "versions": {name: version(name) for name in ("trl_sbr", "trl", "transformers", "peft", "datasets", "torch")},
     }
 
