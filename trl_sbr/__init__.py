@@ -13,11 +13,16 @@ _PUBLIC = {
     "HardeningConfig": "trainers.hardening_config",
     "HardeningTrainer": "trainers.hardening_trainer",
     "SBRConfig": "trainers.sbr_config",
+    "SBRDPOConfig": "trainers.sbr_dpo_config",
+    "SBRDPOTrainer": "trainers.sbr_dpo_trainer",
+    "SBRGRPOConfig": "trainers.sbr_grpo_config",
+    "SBRGRPOTrainer": "trainers.sbr_grpo_trainer",
     "SBRSFTTrainer": "trainers.sbr_sft_trainer",
     "SafetyAnchor": "anchors.safety_anchor",
     "SafetyMonitor": "trainers.safety_monitor",
     "harmful_score_path": "metrics",
     "is_refusal": "metrics.harmful_score.refusal",
+    "protect": "trainers.protect",
 }
 
 __all__ = [
@@ -25,11 +30,16 @@ __all__ = [
     "HardeningConfig",
     "HardeningTrainer",
     "SBRConfig",
+    "SBRDPOConfig",
+    "SBRDPOTrainer",
+    "SBRGRPOConfig",
+    "SBRGRPOTrainer",
     "SBRSFTTrainer",
     "SafetyAnchor",
     "SafetyMonitor",
     "harmful_score_path",
     "is_refusal",
+    "protect",
 ]
 
 if TYPE_CHECKING:
@@ -39,8 +49,13 @@ if TYPE_CHECKING:
     from .metrics.harmful_score.refusal import is_refusal
     from .trainers.hardening_config import HardeningConfig
     from .trainers.hardening_trainer import HardeningTrainer
+    from .trainers.protect import protect
     from .trainers.safety_monitor import SafetyMonitor
     from .trainers.sbr_config import SBRConfig
+    from .trainers.sbr_dpo_config import SBRDPOConfig
+    from .trainers.sbr_dpo_trainer import SBRDPOTrainer
+    from .trainers.sbr_grpo_config import SBRGRPOConfig
+    from .trainers.sbr_grpo_trainer import SBRGRPOTrainer
     from .trainers.sbr_sft_trainer import SBRSFTTrainer
 
 

@@ -45,7 +45,7 @@ class TestYaml:
 
     def test_same_key_of_two_mappings_and_of_a_merge(self, write):
         text = "datasets:\n- &first {path: a, split: train}\n- {<<: *first, path: b}\n"
-        *_, dataset_args, _ = parse("--config", write(text))
+        *_, dataset_args = parse("--config", write(text))
         assert [(config.path, config.split) for config in dataset_args.datasets] == [("a", "train"), ("b", "train")]
 
     @pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "logging_strategy"])

@@ -69,7 +69,7 @@ class TestTraining:
 
     @pytest.mark.parametrize(("use_peft", "end"), [("true", "Verified."), ("false", "Compared.")])
     def test_the_next_command_that_it_names_works(self, argv, use_peft, end, capsys):
-        assert main(["sft", *argv, "--use_peft", use_peft]) == 0
+        assert main(["sft", *argv, "--use_peft", use_peft, "--monitor_steps", "2"]) == 0
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
         assert main(shlex.split(line.removeprefix("Next: trl-sbr "))) == 0
         assert end in capsys.readouterr().out

@@ -326,7 +326,7 @@ def render_model_card(
     path, peft = run["base_model"]["name_or_path"], run["peft"]
     base = public_name(path)
     name = repo_id.rstrip("/").split("/")[-1]
-    tags = ["trl", "sft", *run["tags"]]
+    tags = [*run.get("method", ["trl", "sft"]), *run["tags"]]
     tags += ["sbr", "safety-anchor"] if anchor is not None else []
     tags += [peft["peft_type"].lower()] if peft else []
     results = [] if report is None else eval_results(report, own)

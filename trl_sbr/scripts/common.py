@@ -51,13 +51,6 @@ class MonitorArguments:
             raise ValueError(f"Found `{others[0]}` without `monitor_steps`: nothing would be measured. Set both.")
 
 
-def add_monitor(trainer, args: MonitorArguments) -> None:
-    from trl_sbr import SafetyMonitor
-
-    if args.monitor_steps is not None:
-        trainer.add_callback(SafetyMonitor(trainer, **vars(args)))
-
-
 def parse_strictly(
     dataclass_types: tuple, command: str, description: str, argv: list[str], shown: tuple[str, ...] | None = None
 ) -> tuple:

@@ -7,19 +7,19 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..anchors.safety_anchor import SafetyAnchor
+from .anchor_arguments import AnchorArguments
 from .run_record import PROTECTION_SETTINGS, RECORD_NAME, read_record
-from .sbr_config import SBRConfig
 
 
-def check_settings(checkpoint: Path, args: SBRConfig) -> None:
+def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
     """
     Make sure that a checkpoint was trained as a run is about to go on.
 
     Args:
         checkpoint (`Path`):
             The checkpoint.
-        args ([`SBRConfig`]):
-            The run's arguments.
+        args ([`AnchorArguments`]):
+            The run's settings of the anchor term.
 
     Raises:
         FileNotFoundError: If a protected run would go on from a checkpoint without a record.

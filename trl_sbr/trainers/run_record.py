@@ -24,7 +24,7 @@ from ..anchors.schema import read_json_as
 
 
 if TYPE_CHECKING:
-    from .sbr_sft_trainer import SBRSFTTrainer
+    from .anchor_mixin import SafetyAnchorMixin
 
 
 RECORD_NAME = "sbr_run.json"
@@ -44,6 +44,8 @@ _TRAINING_SETTINGS = (
     "gradient_accumulation_steps",
     "max_length",
     "packing",
+    "beta",
+    "num_generations",
     "bf16",
     "fp16",
     "seed",
@@ -101,6 +103,7 @@ class RunRecord(TypedDict):
     files: dict[str, str]
     datasets: list[_DatasetSource]
     tags: list[str]
+    method: NotRequired[list[str]]  # an older record is of TRL's SFT
     training: dict[str, str | int]
     monitor: NotRequired[_Monitor | None]
     versions: dict[str, str]
@@ -167,12 +170,12 @@ def check_folder(folder: Path) -> RunRecord:
     return record
 
 
-def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
+def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
     """
     The record of a training as it stands: no prompt, no data and no path of a dataset is in it.
 
     Args:
-        trainer ([`SBRSFTTrainer`]):
+        trainer ([`SafetyAnchorMixin`]):
             The trainer.
         files (`dict[str, str]`):
             What it has saved, see [`hash_files`].
@@ -183,15 +186,16 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
 
     args, anchor = trainer.args, trainer.anchor
     monitor = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SafetyMonitor)), None)
+    model_init_kwargs = getattr(args, "model_init_kwargs", None) or {}  # TRL's alone
     base = trainer.model.config._name_or_path
-    settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
+    settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
     return {
         "base_model": {
             "name_or_path": base,
-            "revision": cached_commit(base, (args.model_init_kwargs or {}).get("revision")),
+            "revision": cached_commit(base, model_init_kwargs.get("revision")),
         },
         "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
-        "sbr": {name: getattr(args, name) for name in PROTECTION_SETTINGS},
+        "sbr": {name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
         "datasets": [
@@ -200,6 +204,7 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
             if is_hub_id(name)
         ],
         "tags": [tags] if isinstance(tags, str) else list(tags or []),
+        "method": [tag for tag in trainer._tag_names if tag != "sbr"],
         "training": {
             "steps": trainer.state.global_step,
             **{name: str(getattr(value, "value", value)) for name, value in settings.items() if value is not None},
@@ -230,7 +235,7 @@ def read_record(path: Path) -> RunRecord:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is not there: `trl-sbr sft`, or `SBRSFTTrainer.save_model`, writes it last, beside an adapter or model. "
+            f"{path} is not there: `trl-sbr sft`, or `save_model` of a trainer that holds an anchor, writes it last, beside an adapter or model. "
             "A save that was cut off leaves none: save again."
         )
     return read_json_as(RunRecord, path, "It is not the record of a training: save the model again.")
