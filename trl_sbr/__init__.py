@@ -19,6 +19,7 @@ _PUBLIC = {
     "SBRGRPOTrainer": "trainers.sbr_grpo_trainer",
     "SBRSFTTrainer": "trainers.sbr_sft_trainer",
     "SafetyAnchor": "anchors.safety_anchor",
+    "SafetyMonitor": "trainers.safety_monitor",
     "harmful_score_path": "metrics",
     "is_refusal": "metrics.harmful_score.refusal",
     "protect": "trainers.protect",
@@ -35,6 +36,7 @@ __all__ = [
     "SBRGRPOTrainer",
     "SBRSFTTrainer",
     "SafetyAnchor",
+    "SafetyMonitor",
     "harmful_score_path",
     "is_refusal",
     "protect",
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from .trainers.hardening_config import HardeningConfig
     from .trainers.hardening_trainer import HardeningTrainer
     from .trainers.protect import protect
+    from .trainers.safety_monitor import SafetyMonitor
     from .trainers.sbr_config import SBRConfig
     from .trainers.sbr_dpo_config import SBRDPOConfig
     from .trainers.sbr_dpo_trainer import SBRDPOTrainer

@@ -18,7 +18,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from tests.tiny import conversation_rows
-from trl_sbr import SBRConfig, SBRSFTTrainer
+from trl_sbr import SafetyAnchor, SafetyMonitor, SBRConfig, SBRSFTTrainer
 
 
 WRAPPERS = {
@@ -37,9 +37,13 @@ def train(
     num_rows: int = 24,
     repeated_rows: int = 0,
     resume: str | bool | None = None,
+    monitor: dict | None = None,
     **settings,
 ) -> SBRSFTTrainer:
-    """Train the model in a folder as `settings` say and save it. The first `repeated_rows` rows come again at the end."""
+    """
+    Train the model in a folder as `settings` say and save it. The first `repeated_rows` rows come again at the end. `monitor`
+    has the settings of a monitor on the held-out anchor that lies beside the model.
+    """
     for state in (AcceleratorState, GradientState):  # that of an earlier run
         state._reset_state()
     args = SBRConfig(
@@ -69,6 +73,9 @@ def train(
         train_dataset=Dataset.from_list(rows + rows[:repeated_rows]),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
     )
+    if monitor is not None:
+        held_out = SafetyAnchor.from_pretrained(model, subfolder="held_out")
+        trainer.add_callback(SafetyMonitor(trainer, held_out, **monitor))
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():

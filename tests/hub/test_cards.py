@@ -139,7 +139,33 @@ def base(tmp_path):
     return str(folder)
 
 
+def measurement(step, error, refused):
+    return {
+        "step": step,
+        "relative_error": error,
+        "max_relative_error": 2 * error,
+        "cosine": 1 - error / 2,
+        "min_cosine": 1 - error,
+        "refusal_rate": refused,
+    }
+
+
 class TestModelCard:
+    def test_curve_of_a_monitor(self):
+        curve = [measurement(10 * i, i / 100, 100.0 - i) for i in range(31)]
+        text = render_model_card({**RUN, "monitor": {"num_prompts": 8, "curve": curve}}, "me/model", anchor_config())
+        points = range(0, 31, 2)  # as many as can be read
+        chart = [
+            f"    x-axis step {json.dumps([str(10 * i) for i in points])}",
+            "    y-axis 0 --> 1",
+            f"    bar {[(100 - i) / 100 for i in points]}",
+            f"    line {[i / 100 for i in points]}",
+        ]
+        assert "\n".join(["```mermaid", "xychart-beta", *chart, "```"]) in text
+        assert "| 300 | 0.300 | 0.600 | 0.8500 | 0.7000 | 70 % |" in text
+        without = render_model_card({**RUN, "monitor": {"num_prompts": 8, "curve": []}}, "me/model", anchor_config())
+        assert without == render_model_card(RUN, "me/model", anchor_config())
+
     def test_metadata(self):
         text = render_model_card(RUN, "org/adapter", anchor_config(), REPORT, "sbr", ("report.png",))
         assert check_metadata(text, "models") == ([], [])

@@ -58,9 +58,18 @@ class TestTraining:
         assert logs[0]["anchor_loss"] == 0.0
         assert all("anchor_loss" in log for log in logs[:3])
 
+    def test_monitor_leaves_its_curve_in_the_record(self, argv, tmp_path, capsys):
+        assert main(["sft", *argv, "--monitor_steps", "2", "--refusals", "true"]) == 0
+        monitor = json.loads((tmp_path / "out" / "sbr_run.json").read_text())["monitor"]
+        assert [(point["step"], point["refusal_rate"]) for point in monitor["curve"]] == [(0, 100), (2, 100), (3, 100)]
+        flags = ["--monitor_steps", "1", "--max_drift", "1e-6", "--on_drift", "stop"]
+        assert main(["sft", *argv, *flags, "--output_dir", str(tmp_path / "stopped")]) == 2
+        assert "held-out harmful prompts after step 1, expected at most `max_drift=1e-06`" in capsys.readouterr().err
+        assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()
+
     @pytest.mark.parametrize(("use_peft", "end"), [("true", "Verified."), ("false", "Compared.")])
     def test_the_next_command_that_it_names_works(self, argv, use_peft, end, capsys):
-        assert main(["sft", *argv, "--use_peft", use_peft]) == 0
+        assert main(["sft", *argv, "--use_peft", use_peft, "--monitor_steps", "2"]) == 0
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
         assert main(shlex.split(line.removeprefix("Next: trl-sbr "))) == 0
         assert end in capsys.readouterr().out
@@ -192,6 +201,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
+            (["--refusals", "true"], "Found `refusals` without `monitor_steps`"),
             (["--anchor_loss_coeff", "5"], "`--anchor_loss_coeff` (did you mean `--anchor_loss_coef`"),
             (["stray"], "Unknown argument: `stray`"),
             (["--config", "smollm2-135m/sbr_lora"], "did you mean `smollm2-135m-instruct/sbr_lora`?"),

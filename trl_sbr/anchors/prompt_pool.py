@@ -60,6 +60,7 @@ def choose_prompts(
     num_prompts: int,
     chat_template_kwargs: dict[str, Any] | None = None,
     system_prompts: Sequence[str | None] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> list[str]:
     """
     Choose prompts of the pool that a model refuses, spread over categories, and say which ones it answers.
@@ -77,6 +78,8 @@ def choose_prompts(
             Further variables of the chat template.
         system_prompts (`Sequence[str | None]`, *optional*):
             System prompts, under all of which the model must refuse a prompt.
+        prompts (`Sequence[str]`, *optional*):
+            The part of the pool to choose from. Defaults to all of it.
 
     Returns:
         `list[str]`: The prompts.
@@ -87,7 +90,7 @@ def choose_prompts(
     categories = load_prompt_pool()
     if not 1 <= num_prompts <= len(categories):
         raise ValueError(f"Expected `num_anchors` to be from 1 to the pool's {len(categories)}, found {num_prompts}.")
-    left, refused, answered = list(categories), [], {}
+    left, refused, answered = list(categories if prompts is None else prompts), [], {}
     while len(refused) < num_prompts and left:
         asked, left = left[:num_prompts], left[num_prompts:]
         crossed = cross_system_prompts(asked, system_prompts)

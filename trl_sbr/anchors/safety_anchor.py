@@ -328,7 +328,7 @@ class SafetyAnchor:
             ValueError: If it answers one; the error shows the answer.
         """
         with self.reference_model(model):
-            answers = self._answers(model, processing_class)
+            answers = self.answers(model, processing_class)
         check_refused(self._names, answers)
 
     @property
@@ -336,8 +336,11 @@ class SafetyAnchor:
         """The tokens of each context behind which the answer, or its rest, is the model's."""
         return [ids[: points[0] + 1] for ids, points in zip(self.input_ids, self.positions, strict=True)]
 
-    def _answers(self, model, processing_class) -> list[str]:
-        """What the model says in each context; if it refuses, what it says behind the tokens of the refusal that are held."""
+    def answers(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> list[str]:
+        """
+        The starts of a model's greedy answers in the contexts, long enough to tell refusals. Where it refuses, what it says
+        behind the tokens of the refusal that are held.
+        """
         tokenizer = get_tokenizer(processing_class)
 
         def answer(contexts):
@@ -399,6 +402,24 @@ class SafetyAnchor:
             `torch.Tensor` of shape `(num_points,)`: `‖h - h_ref‖ / ‖h_ref‖`, float32.
         """
         return relative_errors(states, self.hidden_states.to(states.device))
+
+    def drift(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Compare states with the anchor's, anchor by anchor: of one with several points, at the worst of them.
+
+        Args:
+            states (`torch.Tensor` of shape `(num_points, hidden_size)`):
+                Final hidden states at the points of the anchors, float32.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`, each of shape `(num_anchors,)`: The relative errors and the cosine similarities,
+            float32.
+        """
+        cosines = torch.cosine_similarity(states, self.hidden_states.to(states.device), dim=-1)
+        return (
+            torch.stack([of_anchor.max() for of_anchor in self.per_anchor(self.relative_errors(states))]),
+            torch.stack([of_anchor.min() for of_anchor in self.per_anchor(cosines)]),
+        )
 
     def verify(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> AnchorReport:
         """
@@ -497,7 +518,7 @@ class SafetyAnchor:
         """
         numerics = _numerics(model)
         tolerance = _tolerance(numerics, self._numerics)
-        errors = torch.stack([of_anchor.max() for of_anchor in self.per_anchor(self.relative_errors(states))])
+        errors, _ = self.drift(states)
         worst = int(errors.argmax())
         if not errors[worst] <= tolerance:
             raise ValueError(
@@ -541,11 +562,10 @@ class SafetyAnchor:
         """
         self.check_compatible(model, processing_class)
         states = _read_states(model, self.input_ids, self.positions).cpu()
-        errors = self.per_anchor(self.relative_errors(states))
-        cosines = self.per_anchor(torch.cosine_similarity(states, self.hidden_states, dim=-1))
-        answers = self._answers(model, processing_class)
+        errors, cosines = self.drift(states)
+        answers = self.answers(model, processing_class)
         checks = [
-            AnchorCheck(question, error.max().item(), cosine.min().item(), is_refusal(answer), answer, opener)
+            AnchorCheck(question, error.item(), cosine.item(), is_refusal(answer), answer, opener)
             for question, opener, error, cosine, answer in zip(
                 self.questions, self.config.openers, errors, cosines, answers, strict=True
             )

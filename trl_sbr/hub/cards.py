@@ -5,6 +5,8 @@ Model cards of anchors and of what is trained with them, made from the run's own
 not known, is absent.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
 PICTURE_PATTERN = "report*.png"
 EVAL_RESULTS_NAME = ".eval_results/trl_sbr.yaml"
+
+_CHART_POINTS = 20
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NOTES_BEGIN = "<!-- trl_sbr: your notes begin -->"
@@ -395,6 +399,8 @@ def render_model_card(
     tags += ["sbr", "safety-anchor"] if anchor is not None else []
     tags += [peft["peft_type"].lower()] if peft else []
     results = [] if report is None else eval_results(report, own)
+    monitor = run.get("monitor")
+    monitor = monitor if monitor and monitor["curve"] else None  # saved before it was trained
     data = ModelCardData(
         **base_model_license(path),
         base_model=base if is_hub_id(base) else None,
@@ -416,6 +422,8 @@ def render_model_card(
         base=_link(base),
         base_is_local=base != path and not is_hub_id(base),
         peft=peft and _describe(peft),
+        monitor=monitor,
+        drift_chart=monitor and _drift_chart(monitor["curve"]),
         datasets=[(dataset, _link(dataset["id"], "datasets/")) for dataset in run["datasets"]],
         training=_describe(run["training"]),
         versions=_describe(run["versions"]),
@@ -428,6 +436,23 @@ def render_model_card(
         decoding=report and _describe(report.get("decoding")),
         pictures=[Markup(quote(picture)) for picture in pictures],
     )
+
+
+def _drift_chart(curve: list[dict[str, Any]]) -> Markup:
+    """A monitor's curve as a chart of at most [`_CHART_POINTS`] points, the last among them."""
+    stride = math.ceil(len(curve) / _CHART_POINTS)
+    points = curve[::-stride][::-1]
+    errors = [round(point["relative_error"], 4) for point in points]
+    refused = [round(point["refusal_rate"] / 100, 4) for point in points if "refusal_rate" in point]
+    steps = [format(point["step"], "d") for point in points]
+    lines = [
+        "xychart-beta",
+        f"    x-axis step {json.dumps(steps)}",
+        f"    y-axis 0 --> {max(1, *errors)}",
+        *([f"    bar {refused}"] if len(refused) == len(points) else []),
+        f"    line {errors}",
+    ]
+    return Markup("\n".join(["```mermaid", *lines, "```"]))
 
 
 def _link(name: str, prefix: str = "") -> Markup:

@@ -25,7 +25,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_sbr.scripts.common import LOADING_FIELDS, check_model_name, parse_strictly
+from trl_sbr.scripts.common import LOADING_FIELDS, MonitorArguments, check_model_name, parse_strictly
 
 
 # What it uses of a recipe, and so shows in its help
@@ -123,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from trl_sbr import SafetyAnchor, SBRConfig
 
-    anchor_args, script_args, training_args, model_args, dataset_args = parse_strictly(
-        (AnchorArguments, ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig),
+    anchor_args, script_args, training_args, model_args, dataset_args, _ = parse_strictly(
+        (AnchorArguments, ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig, MonitorArguments),
         command="anchor",
         description="Capture a model's safety anchor to --output_dir, or verify a model against one, or show one. The "
         "flags of `trl-sbr sft` are taken too, and left alone.",

@@ -6,6 +6,7 @@
 import argparse
 import difflib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_sbr.anchors.untrusted_files import read_text
@@ -24,6 +25,30 @@ LOADING_FIELDS = (
     "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
 )
+
+
+@dataclass
+class MonitorArguments:
+    """Whether, and how, a training is watched from outside, see [`SafetyMonitor`]."""
+
+    monitor_steps: int | None = field(
+        default=None,
+        metadata={"help": "Number of steps between two measurements of the drift on held-out harmful prompts."},
+    )
+    refusals: bool = field(
+        default=False, metadata={"help": "Whether the monitor also asks how many of these prompts are still refused."}
+    )
+    max_drift: float | None = field(
+        default=None, metadata={"help": "Largest mean relative error on these prompts that the monitor lets pass."}
+    )
+    on_drift: str = field(
+        default="warn", metadata={"help": "What the monitor does at a larger one.", "choices": ["warn", "stop"]}
+    )
+
+    def __post_init__(self):
+        others = [name for name in ("refusals", "max_drift") if getattr(self, name)]
+        if self.monitor_steps is None and others:
+            raise ValueError(f"Found `{others[0]}` without `monitor_steps`: nothing would be measured. Set both.")
 
 
 def parse_strictly(

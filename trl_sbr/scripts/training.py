@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trl_sbr.scripts.common import check_model_name, parse_strictly
+from trl_sbr.scripts.common import MonitorArguments, check_model_name, parse_strictly
 
 
 DATA_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -130,11 +130,16 @@ class TrainingCommand:
             f"`--accelerate_config FILE_OR_NAME`, are taken too, and launch it as `trl {self.name}` does."
         )
 
+    @property
+    def all_dataclass_types(self) -> tuple:
+        """Those, and the monitor's."""
+        return (*self.get_dataclass_types(), MonitorArguments)
+
     def main(self, argv: list[str] | None = None) -> int:
         from trl_sbr.scripts.launcher import launch_if_asked
 
         argv = sys.argv[1:] if argv is None else argv
-        return launch_if_asked(self.get_dataclass_types(), self.name, self.description, argv, self.run)
+        return launch_if_asked(self.all_dataclass_types, self.name, self.description, argv, self.run)
 
     def run(self, argv: list[str]) -> int:
         """Trains in this process, which may be one of several."""
@@ -155,8 +160,8 @@ class TrainingCommand:
         from trl_sbr.trainers.interruption import find_last_checkpoint
         from trl_sbr.trainers.loading import get_model_init_kwargs
 
-        script_args, training_args, model_args, dataset_args = parse_strictly(
-            self.get_dataclass_types(), command=self.name, description=self.description, argv=argv
+        script_args, training_args, model_args, dataset_args, monitor_args = parse_strictly(
+            self.all_dataclass_types, command=self.name, description=self.description, argv=argv
         )
         check_model_name(model_args)
         training_args.model_init_kwargs = get_model_init_kwargs(training_args, model_args)
@@ -171,6 +176,8 @@ class TrainingCommand:
             peft_config=get_peft_config(model_args),
             **self.get_trainer_arguments(script_args),
         )
+        if monitor_args.monitor_steps is not None:
+            trainer.add_callback(trl_sbr.SafetyMonitor(trainer, **vars(monitor_args)))
         trainer.dataset_names += [config.path for config in dataset_args.datasets] or [script_args.dataset_name]
 
         # A flag on the command line is a string, whereas Trainer wants True for "the last checkpoint of `output_dir`"

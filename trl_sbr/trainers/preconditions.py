@@ -85,13 +85,9 @@ def check_setup(
     Raises:
         ValueError: If one is found; it says what to use instead.
     """
+    check_has_no_virtual_tokens(model)
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
-            if config.is_prompt_learning:
-                raise ValueError(
-                    f"Found the prompt-learning method {config.peft_type.value}: its virtual tokens change what "
-                    "stands before the anchored token, and no weight of the model. Use LoRA or full fine-tuning."
-                )
             init = getattr(config, "init_lora_weights", True)
             if settings.anchor_reference == "base" and init not in _NEUTRAL_LORA_INITS:
                 raise ValueError(
@@ -120,6 +116,19 @@ def check_setup(
             "Found context or sequence parallelism, which splits the anchor prompts over processes. Use data "
             "parallelism (DDP, FSDP2, DeepSpeed) instead."
         )
+
+
+def check_has_no_virtual_tokens(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: If an adapter puts tokens of its own before those of the prompts.
+    """
+    for config in model.peft_config.values() if isinstance(model, PeftModel) else ():
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"Found the prompt-learning method {config.peft_type.value}: its virtual tokens change what "
+                "stands before the anchored token, and no weight of the model. Use LoRA or full fine-tuning."
+            )
 
 
 def keep_four_bit_weights_differentiable(model: nn.Module) -> None:

@@ -81,6 +81,20 @@ class _Adapter(TypedDict):
     peft_type: str
 
 
+class _Measurement(TypedDict):
+    step: int
+    relative_error: float
+    max_relative_error: float
+    cosine: float
+    min_cosine: float
+    refusal_rate: NotRequired[float]
+
+
+class _Monitor(TypedDict):
+    num_prompts: int
+    curve: list[_Measurement]
+
+
 class RunRecord(TypedDict):
     """What `sbr_run.json` holds."""
 
@@ -94,6 +108,7 @@ class RunRecord(TypedDict):
     hardening: NotRequired[HardeningRecord | None]  # of the base model
     method: NotRequired[list[str]]  # an older record is of TRL's SFT
     training: dict[str, str | int]
+    monitor: NotRequired[_Monitor | None]
     versions: dict[str, str]
 
 
@@ -170,7 +185,10 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
         tags (`str` or `list[str]`, *optional*):
             Further tags of the card.
     """
+    from .safety_monitor import SafetyMonitor
+
     args, anchor = trainer.args, trainer.anchor
+    monitor = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SafetyMonitor)), None)
     model_init_kwargs = getattr(args, "model_init_kwargs", None) or {}  # TRL's alone
     base = trainer.model.config._name_or_path
     settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
@@ -196,6 +214,7 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
             **{name: str(getattr(value, "value", value)) for name, value in settings.items() if value is not None},
             "num_processes": trainer.accelerator.num_processes,
         },
+        "monitor": monitor and monitor.to_record(),
         "versions": {name: version(name) for name in ("trl_sbr", "trl", "transformers", "peft", "datasets", "torch")},
     }
 
