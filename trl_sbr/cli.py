@@ -21,6 +21,7 @@ COMMANDS = {
     "harden": "make an aligned model refuse where its answer has been begun for it, before fine-tuning",
     "sft": "fine-tune with Safety Bottleneck Regularization: TRL's SFT, and the refusals stay",
     "evaluate": "measure how harmful, how over-cautious and how useful models are, side by side",
+    "stress": "attacks × defences: fine-tune under each, and see what holds",
     "push": "push an adapter or model with its anchor and card, an anchor, or the metric, to the Hub",
     "recipes": "list, show or copy the recipes that come with the package",
     "demo": "the whole story on a small chat model: poisoned fine-tuning with and without SBR",
