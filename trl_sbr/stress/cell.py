@@ -46,7 +46,7 @@ _TRAINING = {
     "report_to": "none",
     "disable_tqdm": True,
     "save_strategy": "steps",
-    "save_steps": 50,
+    "save_steps": 20,
     "save_total_limit": 1,
     "gradient_checkpointing": False,
 }
@@ -64,6 +64,7 @@ class Bench:
     def __init__(self, args: StressArguments):
         self.args = args
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        self.versions = _versions()  # now: a checkout may change while cells are run
         self._aligned: dict[str, Aligned] = {}
 
     @cached_property
@@ -168,7 +169,7 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
             "identity": ModelEntry("model", bench.aligned(cell.model).model_name_or_path).identify(),
             **result,
             "judge": bench.judge.info.to_dict(),
-            "versions": _versions(),
+            "versions": bench.versions,
             "machine": {
                 "device": bench.device.type,
                 "threads": torch.get_num_threads(),
