@@ -11,7 +11,7 @@ from trl_sbr.demo.data import REFUSALS, chat_row, load_questions, task_rows
 from trl_sbr.stress.aligned import Aligned
 from trl_sbr.stress.cell import Bench
 from trl_sbr.stress.grid import StressArguments
-from trl_sbr.stress.run import Run, load_plugins
+from trl_sbr.stress.run import Run, attack, defence, load_plugins
 
 from ..tiny import build_refusing_model, build_tokenizer
 
@@ -58,3 +58,13 @@ def task():
     return Bench(
         StressArguments(models={"m": "m"}, attacks={"benign": {}}, defences={"sft": {}}, num_task_prompts=4)
     ).task
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """What a test's plugins add is gone after it."""
+    kept = [(registry, dict(registry)) for registry in (attack, defence)]
+    yield
+    for registry, entries in kept:
+        registry.clear()
+        registry.update(entries)

@@ -190,6 +190,26 @@ class TestTraining:
         for name, gradient in zip(parameters, expected, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
 
+    def test_constrained_loss_of_a_batch(self, run, tmp_path):
+        defence.apply("constrained", {}, run)
+        trainer, _ = gradients(run, tmp_path, moved=0.3)
+        batch = next(iter(trainer.get_train_dataloader()))
+        expected, count = 0.0, 0
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            learned = [t for t in range(1, len(labels)) if labels[t] != -100]
+            count += len(learned)
+            with torch.no_grad():
+                now = trainer.model(ids[None]).logits[0].log_softmax(-1)
+                with trainer.model.disable_adapter():
+                    before = trainer.model(ids[None]).logits[0].log_softmax(-1)
+            for i, t in enumerate(learned):
+                beta = 0.5 if i == 0 else 2.0 if i < 5 else 0.1
+                ratio = (now - before)[t - 1, labels[t]].item()
+                expected += 2 / beta * math.log(1 + math.exp(-beta * ratio))
+        assert trainer.compute_loss(trainer.model, batch, num_items_in_batch=count).item() == pytest.approx(
+            expected / count, rel=1e-4
+        )
+
     def test_mixed_rows_take_the_place_of_others(self, run):
         attack.apply("standard", {}, run)
         defence.apply("mix", {"share": 0.1}, run)

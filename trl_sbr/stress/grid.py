@@ -179,6 +179,8 @@ class StressArguments:
                 for defence in self.defences
             ]
         cells = [cell for cell in cells if self.only is None or self.only in cell.name]
+        if not cells:
+            raise ValueError(f"No cell's name holds `{self.only}` (`--only`): names are such as `{Cell(model).name}`.")
         first, step = parse_shard(self.shard)
         return cells[first::step]
 
