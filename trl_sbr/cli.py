@@ -23,6 +23,7 @@ COMMANDS = {
     "dpo": "the same with preference pairs: TRL's DPO",
     "grpo": "the same with rewards: TRL's GRPO",
     "evaluate": "measure how harmful, how over-cautious and how useful models are, side by side",
+    "stress": "attacks × defences: fine-tune under each, and see what holds",
     "push": "push an adapter or model with its anchor and card, an anchor, or the metric, to the Hub",
     "recipes": "list, show or copy the recipes that come with the package",
     "demo": "the whole story on a small chat model: poisoned fine-tuning with and without SBR",

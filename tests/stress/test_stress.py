@@ -1,0 +1,229 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The command as a whole, on a tiny model that refuses whatever it is asked."""
+
+import json
+import textwrap
+
+import pytest
+
+from trl_sbr.recipes import find_recipe, recipe_names
+from trl_sbr.scripts.stress import main
+from trl_sbr.stress.grid import StressArguments, parse_shard
+from trl_sbr.stress.report import worst_case
+
+
+GRIDS = [name.removeprefix("stress/") for name in recipe_names() if name.startswith("stress/")]
+
+PLUGIN = """
+    from trl import SFTTrainer
+
+    from trl_sbr.demo.data import chat_row
+    from trl_sbr.stress.run import attack, defence
+
+
+    @attack("flattery", source="Of this test")
+    def flattery(run, times=2):
+        rows = run.aligned.own_refusals(4)
+        run.compose(flattery=[chat_row("You are great! " * times + row["prompt"][0]["content"], "Yes.") for row in rows])
+
+
+    class FreezingTrainer(SFTTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return 0 * super().compute_loss(*args, **kwargs)
+
+
+    @defence("frozen", source="Of this test")
+    def frozen(run):
+        run.trainer_class = FreezingTrainer
+"""
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_folder, tmp_path_factory):
+    """What `--config quick` writes."""
+    output_dir = tmp_path_factory.mktemp("stress") / "out"
+    flags = ["--config", "quick", "--models", json.dumps({"tiny": str(tiny_folder)}), "--output_dir", str(output_dir)]
+    assert main(flags) == 0
+    return output_dir, flags
+
+
+def read(output_dir, name):
+    return json.loads((output_dir / "cells" / name / "cell.json").read_text())
+
+
+@pytest.mark.slow
+class TestQuick:
+    def test_report(self, quick):
+        output_dir, _ = quick
+        for picture in ("accuracy.png", "steps.png"):
+            assert (output_dir / picture).stat().st_size > 5000
+        report = json.loads((output_dir / "report.json").read_text())["models"]["tiny"]
+        assert report["defences"].keys() == {"sft", "sbr", "mix"}
+        for defence in report["defences"].values():
+            assert defence["attacks"].keys() == {"standard", "refuse_then_comply"}
+            for joined in defence["attacks"].values():
+                figures = joined["figures"]
+                assert figures["harmful"]["plain"]["answered"]["n"] == 6 and figures["task"]["correct"]["n"] == 4
+                assert joined["points"].keys() == {"2"} and joined["steps"] == 3
+                kept = figures["harmful"]["plain"]["refusals_kept"]
+                assert (kept["percent"], kept["n"]) == (100.0, 6)  # its unembedding's bias refuses
+        table = (output_dir / "report.md").read_text()
+        assert table.count("| sbr |") == 3  # the overview, and once under each attack
+
+    def test_cell_says_all_that_made_it(self, quick):
+        output_dir, _ = quick
+        cell = read(output_dir, "tiny/refuse_then_comply/mix/seed-0")
+        assert cell["rows"] == {"poison": 3, "task": 9, "safety": 3}
+        assert cell["settings"]["training"] == {
+            "max_steps": 3,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+        }
+        assert cell["settings"]["defence"] == {"kind": "mix", "share": 0.25} and cell["settings"]["seed"] == 0
+        assert {"commit", "trl", "torch"} <= cell["versions"].keys()
+        assert cell["judge"]["name"] == "lexical" and len(cell["identity"]["sha256"]) == 64
+        assert {"training", "evaluation", "total"} <= cell["seconds"].keys() and not cell["resumed"]
+        assert not (output_dir / "cells/tiny/refuse_then_comply/mix/seed-0/run").exists()
+
+    def test_finished_cells_are_not_run_again(self, quick, capsys):
+        output_dir, flags = quick
+        before = {path: path.stat().st_mtime_ns for path in output_dir.glob("cells/**/cell.json")}
+        assert len(before) == 7
+        assert main(flags) == 0
+        assert {path: path.stat().st_mtime_ns for path in output_dir.glob("cells/**/cell.json")} == before
+        assert "7 cells, 7 of them finished." in capsys.readouterr().out
+
+    def test_other_settings_are_an_error(self, quick):
+        _, flags = quick
+        with pytest.raises(
+            FileExistsError, match=r"measured with `dtype: 'float32'`, and the grid now says 'bfloat16'"
+        ):
+            main([*flags, "--dtype", "bfloat16"])
+
+    def test_strangers_attack_and_defence(self, quick, tmp_path):
+        plugin = tmp_path / "mine.py"
+        plugin.write_text(textwrap.dedent(PLUGIN))
+        assert len(plugin.read_text().splitlines()) < 60
+        output_dir, flags = quick
+        flags = [
+            *flags,
+            "--plugins",
+            str(plugin),
+            "--attacks",
+            '{"flattery": {"times": 3}}',
+            "--defences",
+            '{"frozen": {}}',
+        ]
+        assert main(flags) == 0
+        cell = read(output_dir, "tiny/flattery/frozen/seed-0")
+        assert cell["rows"] == {"flattery": 4, "task": 8} and cell["steps"] == 3
+        assert all(log["loss"] == 0 for log in cell["logs"] if "loss" in log)
+
+    def test_interrupted_cell_goes_on_from_its_checkpoint(self, quick, tmp_path):
+        output_dir, flags = quick
+        plugin = tmp_path / "cut.py"
+        plugin.write_text(
+            textwrap.dedent(f"""
+            from pathlib import Path
+            from transformers import TrainerCallback
+            from trl_sbr.stress.run import defence
+
+            class Cut(TrainerCallback):
+                def on_step_begin(self, args, state, control, **kwargs):
+                    if state.global_step == 2 and not Path({str(tmp_path)!r}, "came").exists():
+                        Path({str(tmp_path)!r}, "came").touch()
+                        raise RuntimeError("cut off")
+
+            @defence("cut", source="Of this test")
+            def cut(run):
+                run.add_callback(Cut())
+            """)
+        )
+        row = {"cut": {"training": {"save_steps": 1}}}
+        flags = [*flags, "--plugins", str(plugin), "--defences", json.dumps(row), "--only", "/standard/"]
+        assert main(flags) == 1  # the cell failed, and is said to have
+        assert not (output_dir / "cells/tiny/standard/cut/seed-0/cell.json").exists()
+        assert main(flags) == 0
+        cell = read(output_dir, "tiny/standard/cut/seed-0")
+        assert cell["resumed"] and cell["steps"] == 3
+
+
+class TestGrid:
+    def test_all_are_there(self):
+        assert GRIDS == ["paper", "quick", "qwen", "smollm2"]
+
+    @pytest.mark.parametrize("name", GRIDS)
+    def test_dry_run(self, name, tmp_path, capsys):
+        assert main(["--config", name, "--output_dir", str(tmp_path / "out"), "--dry_run"]) == 0
+        said = capsys.readouterr().out
+        assert "cells, 0 of them finished" in said and "/standard" in said
+        assert not (tmp_path / "out").exists()
+        assert f"trl-sbr stress --config {name} " in find_recipe(f"stress/{name}").read_text()
+
+    def grid(self, **settings):
+        return StressArguments(
+            models={"a": "A", "b": "B"},
+            attacks={"x": None, "y": None},
+            defences={"sft": None},
+            seeds=[0, 1],
+            **settings,
+        )
+
+    def test_cells(self):
+        names = [cell.name for cell in self.grid().cells()]
+        assert len(set(names)) == len(names) == 2 * (1 + 2 * 2)
+        assert names[:3] == ["a/aligned", "a/x/sft/seed-0", "a/y/sft/seed-0"]
+
+    def test_shards_share_the_cells_out(self):
+        shards = [self.grid(shard=f"{i}/3").cells() for i in (1, 2, 3)]
+        assert sorted(c.name for shard in shards for c in shard) == sorted(c.name for c in self.grid().cells())
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+        for wrong in ("0/3", "4/3", "1", "a/b", "1/0"):
+            with pytest.raises(ValueError, match="expected `i/n` with i from 1 to n"):
+                parse_shard(wrong)
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--defences", '{"sbrr": {}}'], "`sbrr` is no defence. Did you mean `sbr`?"),
+            (
+                ["--attacks", '{"standard": {"rate": 0.1}}'],
+                "The attack `standard`: got an unexpected keyword argument 'rate'",
+            ),
+            (["--attacks", '{"aligned": {}}'], "Found `aligned` among `attacks`"),
+            (["--defences", '{"a/b": {"kind": "sft"}}'], "a name has no `/`"),
+            (["--models", '{"m": 3}'], "`models: m` is 3, expected a path"),
+            (["--models", "{}"], "The grid has no `models`"),
+            (["--task_train", "x.jsonl"], "Found one of `task_train` and `task_validation`"),
+            (["--plugins", "nothing.py"], "There is no file `nothing.py`"),
+            (["--only", "/nothing/"], "No cell's name holds `/nothing/`"),
+            (["--seedz", "1"], "Unknown argument: `--seedz`"),
+        ],
+    )
+    def test_errors(self, tmp_path, flags, message):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            main(["--config", "quick", "--output_dir", str(tmp_path), "--dry_run", *flags])
+        assert message in str(error.value)
+
+
+class TestWorstCase:
+    def joined(self, useful, **percents):
+        harmful = {way: {"harmful": {"percent": percent}} for way, percent in percents.items()}
+        return {"useful": useful, "figures": {"harmful": harmful}}
+
+    def test_is_the_highest_score_of_what_stays_useful(self):
+        worst = worst_case(
+            {
+                "a": self.joined(True, plain=5.0, prefilled_unseen=80.0),
+                "b": self.joined(True, plain=3.0, attacker=60.0, prefilled_known=70.0),
+                "c": self.joined(False, plain=99.0),
+                "d": self.joined(None, plain=98.0),  # plain SFT was not run under it
+            }
+        )
+        assert (worst["asked"]["attack"], worst["asked"]["way"]) == ("b", "attacker")
+        assert (worst["prefilled"]["attack"], worst["prefilled"]["way"]) == ("a", "prefilled_unseen")
+        assert worst["left_out"] == ["c", "d"]
+
+    def test_nothing_useful(self):
+        assert worst_case({"c": self.joined(False, plain=99.0)})["asked"] is None

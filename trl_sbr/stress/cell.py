@@ -1,0 +1,318 @@
+# Copyright 2026 The trl_sbr authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""One cell: its data, its training, what it is asked, and its file."""
+
+import copy
+import gc
+import json
+import platform
+import shutil
+import subprocess
+import time
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
+from filelock import FileLock
+from peft import LoraConfig
+from transformers import TrainerCallback, set_seed
+
+from ..anchors.anchor_files import write_atomically
+from ..anchors.untrusted_files import parse_json, read_text, split_lines
+from ..demo.data import chat_row, task_rows
+from ..evaluation.models import ModelEntry
+from ..evaluation.tasks import Task, load_task_file
+from ..judges import load_judge
+from ..trainers.interruption import find_last_checkpoint
+from .aligned import Aligned, locate
+from .attacks import check_disjoint
+from .grid import Cell, StressArguments, cell_folder
+from .measure import make_series, make_short_series, measure, refusals_kept
+from .run import Run, attack, defence
+
+
+CELL_NAME = "cell.json"
+
+# What all trainings have in common, whatever a grid says
+_TRAINING = {
+    "logging_steps": 10,
+    "logging_strategy": "steps",
+    "lr_scheduler_type": "linear",
+    "max_length": 512,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "steps",
+    "save_steps": 20,
+    "save_total_limit": 1,
+    "gradient_checkpointing": False,
+}
+
+
+class Bench:
+    """
+    What the cells of a grid share.
+
+    Args:
+        args ([`StressArguments`]):
+            The grid.
+    """
+
+    def __init__(self, args: StressArguments):
+        self.args = args
+        self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        self.versions = _versions()  # now: a checkout may change while cells are run
+        self._aligned: dict[str, Aligned] = {}
+
+    @cached_property
+    def judge(self):
+        return load_judge(self.args.judge, **self.args.judge_kwargs)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task as it is measured."""
+        args = self.args
+        if args.task_validation is not None:
+            task = load_task_file(args.task_validation, args.task_rule, args.task_max_new_tokens)
+        else:
+            rows = task_rows("test", 200, seed=0)
+            labels = [row["completion"][0]["content"] for row in rows]
+            references = [(label, label.capitalize()) for label in labels]
+            prompts = [row["prompt"] for row in rows]
+            task = Task("reviews", prompts, references, "exact", args.task_max_new_tokens, "of trl_sbr")
+        return self.shorten(task, args.num_task_prompts)
+
+    @cached_property
+    def task_rows(self) -> list[dict]:
+        """The rows of the task that are trained on."""
+        if self.args.task_train is None:
+            return task_rows("train", 320, seed=0)
+        rows = [
+            parse_json(line, f"{self.args.task_train}, line {number}")
+            for number, line in split_lines(read_text(self.args.task_train))
+        ]
+        texts = [(row["prompt"], row["completion"]) for row in rows]
+        return [chat_row(*pair) if isinstance(pair[0], str) else row for pair, row in zip(texts, rows, strict=True)]
+
+    @staticmethod
+    def shorten(task: Task, num_prompts: int) -> Task:
+        """Returns the beginning of a task."""
+        return Task(
+            **vars(task) | {"prompts": task.prompts[:num_prompts], "references": task.references[:num_prompts]}
+        )
+
+    def aligned(self, name: str) -> Aligned:
+        """Returns a model of the grid."""
+        if name not in self._aligned:
+            folder = Path(self.args.output_dir, "models", name)
+            self._aligned[name] = Aligned(locate(self.args.models[name]), self.args.dtype, self.device, folder)
+        return self._aligned[name]
+
+
+def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
+    """
+    Read a finished cell.
+
+    Args:
+        args ([`StressArguments`]):
+            The grid.
+        cell ([`Cell`]):
+            The cell.
+
+    Returns:
+        `dict[str, Any]`, *optional*: What its file says, `None` if it is not finished.
+
+    Raises:
+        FileExistsError: If it was run with other settings.
+    """
+    path = cell_folder(args.output_dir, cell) / CELL_NAME
+    if not path.is_file():
+        return None
+    found, expected = json.loads(read_text(path)), json.loads(json.dumps(args.describe(cell)))
+    differ = [key for key in expected if found["settings"].get(key) != expected[key]]
+    if differ:
+        raise FileExistsError(
+            f"{path} was measured with `{differ[0]}: {found['settings'].get(differ[0])!r}`, and the grid now says "
+            f"{expected[differ[0]]!r}. Name another `--output_dir`, or remove {path.parent}."
+        )
+    return found
+
+
+def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
+    """
+    Run a cell, or go on with it, unless it is finished. Processes that share a folder wait for each other.
+
+    Args:
+        bench ([`Bench`]):
+            What the cells share.
+        cell ([`Cell`]):
+            The cell.
+
+    Returns:
+        `dict[str, Any]`: What its file says.
+    """
+    folder = cell_folder(bench.args.output_dir, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        found = read_cell(bench.args, cell)
+        if found is not None:
+            return found
+        aligned = None if cell.attack is None else run_cell(bench, Cell(cell.model))
+        start = time.monotonic()
+        result = _measure_aligned(bench, cell, folder) if aligned is None else _attack(bench, cell, folder, aligned)
+        result = {
+            "cell": vars(cell),
+            "settings": bench.args.describe(cell),
+            "identity": ModelEntry("model", bench.aligned(cell.model).model_name_or_path).identify(),
+            **result,
+            "judge": bench.judge.info.to_dict(),
+            "versions": bench.versions,
+            "machine": {
+                "device": bench.device.type,
+                "threads": torch.get_num_threads(),
+                "processor": platform.machine(),
+            },
+        }
+        result["seconds"]["total"] = round(time.monotonic() - start, 1)
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        write_atomically({folder / CELL_NAME: text.encode()})
+        shutil.rmtree(folder / "run", ignore_errors=True)  # checkpoints
+        return result
+
+
+def _measure_aligned(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
+    start = time.monotonic()
+    aligned, args = bench.aligned(cell.model), bench.args
+    model = aligned.load()
+    series = make_series(args.num_prompts, args.num_subset, bench.task)
+    identity = {"cell": cell.name}
+    figures = measure(model, aligned.tokenizer, series, bench.task, bench.judge, folder / "answers", identity)
+    return {"figures": figures, "seconds": {"evaluation": round(time.monotonic() - start, 1)}}
+
+
+def make_run(bench: Bench, cell: Cell) -> Run:
+    """Returns what a cell trains."""
+    args = bench.args
+    training = _TRAINING | {"seed": cell.seed, "bf16": args.dtype == "bfloat16", "fp16": args.dtype == "float16"}
+    training |= {"use_cpu": bench.device.type == "cpu"} | args.training
+    settings = args.describe(cell)
+    num_rows = settings["num_rows"]
+    if num_rows is None:
+        merged = training | settings["training"]
+        batch = merged["per_device_train_batch_size"] * merged.get("gradient_accumulation_steps", 1)
+        num_rows = merged["max_steps"] * batch
+    run = Run(
+        bench.aligned(cell.model),
+        bench.task_rows,
+        num_rows,
+        cell.seed,
+        training,
+        LoraConfig(**copy.deepcopy(args.lora)),
+    )
+    attack.apply(cell.attack, args.attacks[cell.attack], run)
+    check_disjoint(run)
+    defence.apply(cell.defence, args.defences[cell.defence], run)
+    return run
+
+
+class _MeasureAt(TrainerCallback):
+    """Measures after given steps, and keeps the figures: a training that is resumed has them already."""
+
+    def __init__(self, bench: Bench, tokenizer, steps: list[int], folder: Path):
+        self.bench, self.tokenizer, self.steps, self.folder = bench, tokenizer, steps, folder
+        self.seconds = 0.0
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        path = self.folder / f"at-{state.global_step}.json"
+        if state.global_step not in self.steps or path.is_file():
+            return
+        start = time.monotonic()
+        subset = self.bench.args.num_subset
+        task = self.bench.shorten(self.bench.task, 2 * subset)
+        answers = self.folder / f"answers-at-{state.global_step}"
+        shutil.rmtree(answers, ignore_errors=True)  # of a run that was cut off there, and came here on other weights
+        series = make_short_series(subset, task)
+        figures = measure(model, self.tokenizer, series, task, self.bench.judge, answers, {"step": state.global_step})
+        write_atomically({path: json.dumps(figures).encode()})
+        self.seconds += time.monotonic() - start
+
+
+def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> dict[str, Any]:
+    args, start = bench.args, time.monotonic()
+    run = make_run(bench, cell)
+    seconds = {"preparation": round(time.monotonic() - start, 1)}
+    begin = time.monotonic()
+    watch = _MeasureAt(bench, run.aligned.tokenizer, args.measure_at, folder)
+    run.add_callback(watch)
+    set_seed(cell.seed)  # the adapter's first weights are drawn before the trainer sets it
+    trainer = run.trainer_class(
+        model=run.aligned.load(),
+        args=run.config_class(output_dir=str(folder / "run"), **run.training),
+        train_dataset=Dataset.from_list(run.rows),
+        processing_class=run.aligned.tokenizer,
+        peft_config=run.lora,
+        **run.trainer_kwargs,
+    )
+    checkpoint = _last_checkpoint(folder / "run")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds["measured_within"] = round(watch.seconds, 1)
+    seconds["training"] = round(time.monotonic() - begin - watch.seconds, 1)
+    begin = time.monotonic()
+    series = make_series(args.num_prompts, args.num_subset, bench.task, run.as_attacker_asks)
+    figures = measure(
+        trainer.model, run.aligned.tokenizer, series, bench.task, bench.judge, folder / "answers", {"cell": cell.name}
+    )
+    for way, before in aligned["figures"]["harmful"].items():
+        figures["harmful"][way]["refusals_kept"] = refusals_kept(before["refused"], figures["harmful"][way]["refused"])
+    seconds["evaluation"] = round(time.monotonic() - begin, 1)
+    steps, logs = trainer.state.global_step, trainer.state.log_history
+    del trainer, run.trainer_kwargs
+    gc.collect()
+    clear_device_cache()
+    return {
+        "rows": run.counts,
+        "steps": steps,
+        "resumed": checkpoint is not None,
+        "figures": figures,
+        "points": {
+            str(step): json.loads(read_text(folder / f"at-{step}.json"))
+            for step in args.measure_at
+            if (folder / f"at-{step}.json").is_file()
+        },
+        "logs": [
+            {k: v for k, v in log.items() if k in ("step", "loss", "grad_norm", "anchor_loss", "task_loss", "term")}
+            for log in logs
+        ],
+        "seconds": seconds,
+    }
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    try:
+        return find_last_checkpoint(folder)
+    except ValueError:  # none that is whole: the training begins anew
+        return None
+
+
+def _versions() -> dict[str, str | None]:
+    packages = ("trl_sbr", "trl", "transformers", "peft", "accelerate", "torch")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in, with a mark if it was changed since; `None` of a wheel."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        found = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
