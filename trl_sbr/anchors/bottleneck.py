@@ -300,8 +300,9 @@ def prove_bottleneck(
     model: nn.Module, input_ids: list[list[int]], positions: list[list[int]], states: torch.Tensor, tolerance: float
 ) -> None:
     """
-    Prove that `states` alone decide the model's logits: fed to the unembedding while the model reads something else,
-    they must give (with the model's own logit scale and soft cap) the logits of an ordinary, unpadded forward.
+    Prove that the final hidden states alone decide the model's logits: those of an ordinary, unpadded forward, fed to the
+    unembedding while the model reads something else, must give (with the model's own logit scale and soft cap) the logits of
+    that forward. And `states` must be those.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -313,21 +314,26 @@ def prove_bottleneck(
         states (`torch.Tensor` of shape `(num_points, hidden_size)`):
             Final hidden states there, float32.
         tolerance (`float`):
-            Largest relative error of the logits that is put down to the numerics.
+            Largest relative error that is put down to the numerics.
 
     Raises:
-        ValueError: If the logits differ.
+        ValueError: If the logits or the states differ.
     """
-    device = states.device
-    unembedding = get_unembedding(model)
-    expected = torch.cat(
-        [
-            model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, points]
-            for ids, points in zip(input_ids, positions, strict=True)
-        ]
-    ).float()
-    something_else = torch.tensor([input_ids[0][:1]] * len(states), device=device)
-    with _unembedding_input(unembedding, lambda hidden: states.to(hidden.dtype).unsqueeze(1)):
+    unembedding, own, logits = get_unembedding(model), [], []
+
+    def keep(hidden_states):
+        own.append(hidden_states)
+        return hidden_states
+
+    with _unembedding_input(unembedding, keep):
+        for ids, points in zip(input_ids, positions, strict=True):
+            logits.append(
+                model(input_ids=torch.tensor([ids], device=states.device), use_cache=False).logits[0, points]
+            )
+            own[-1] = own[-1][0, points]
+    own, expected = torch.cat(own), torch.cat(logits).float()
+    something_else = torch.tensor([input_ids[0][:1]] * len(states), device=states.device)
+    with _unembedding_input(unembedding, lambda hidden: own.to(hidden.device).unsqueeze(1)):
         found = model(input_ids=something_else, use_cache=False).logits[:, 0].float()
     error = relative_errors(found, expected).max().item()
     if not error <= tolerance:
@@ -335,6 +341,13 @@ def prove_bottleneck(
             f"The final hidden states of `{type(model).__name__}` do not determine its logits: pushed through the "
             f"unembedding they differ from the model's own by {error:.2e} relative, expected at most {tolerance:.0e}. "
             "This architecture has a way round the unembedding's input and cannot be protected by SBR."
+        )
+    error = relative_errors(states, own.float().to(states.device)).max().item()
+    if not error <= 2 * tolerance:  # the layout that the states were read in may differ by as much again
+        raise ValueError(
+            f"The final hidden states of `{type(model).__name__}` on the anchor prompts are not those of an ordinary forward: they "
+            f"differ by {error:.2e} relative, expected at most {2 * tolerance:.0e}. Something depends on the padding or the layout "
+            "of a row; capture with `attn_implementation='eager'`."
         )
 
 
