@@ -313,6 +313,19 @@ class TestProtect:
         with pytest.raises(ValueError, match="causal language model of transformers, .*found `Linear`"):
             protect(Trainer(nn.Linear(2, 2), args, processing_class=build_tokenizer()), anchor)
 
+    def test_training_loop_of_its_own(self, tmp_path):
+        class OwnLoop(Trainer):
+            def train(self, resume_from_checkpoint=None):
+                optimizer = torch.optim.SGD(self.model.parameters())
+                self.model(input_ids=torch.tensor([[5, 6, 7]])).logits.mean().backward()
+                optimizer.step()
+
+        trainer = build_held("Trainer", tmp_path, cls=OwnLoop)
+        before = trainer.model.model.embed_tokens.weight.clone()
+        with pytest.raises(RuntimeError, match="an optimizer step without the anchor term"):
+            trainer.train()
+        assert torch.equal(trainer.model.model.embed_tokens.weight, before)
+
     def test_in_the_middle_of_a_training(self, tmp_path):
         anchor = capture(build_model("llama"))
         late = At("on_step_end", lambda model: protect(trainer, anchor, require_refusal=False))
