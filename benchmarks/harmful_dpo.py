@@ -87,7 +87,16 @@ def main(args: argparse.Namespace) -> None:
             output_dir, begin = Path(folder, name), time.time()
             line = ["dpo", "--config", RECIPE, "--model_name_or_path", args.model, "--dataset_name", str(data)]
             line += ["--max_steps", str(args.steps), "--seed", str(args.seed), "--save_steps", str(args.steps)]
-            line += ["--bf16", str(bf16).lower(), "--anchor_loss_coef", str(coef), "--output_dir", str(output_dir)]
+            line += [
+                "--logging_steps",
+                "1",
+                "--bf16",
+                str(bf16).lower(),
+                "--anchor_loss_coef",
+                str(coef),
+                "--output_dir",
+                str(output_dir),
+            ]
             if cli.main(line) != 0:
                 raise RuntimeError(f"The training failed: trl-sbr {' '.join(line)}")
             seconds = round(time.time() - begin)
@@ -124,8 +133,8 @@ def main(args: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Harmful preference tuning with and without the anchor.")
     parser.add_argument("--model", required=True, help="folder of the demo's aligned model")
-    parser.add_argument("--pairs", type=int, default=320)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser

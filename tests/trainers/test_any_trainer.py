@@ -109,6 +109,8 @@ class TestTraining:
         assert torch.equal(anchor.hidden_states, trainer.anchor.hidden_states)
         record = json.loads((tmp_path / RECORD_NAME).read_text())
         assert record["sbr"] == {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
+        method = kind.removeprefix("SBR").removesuffix("Trainer").lower()
+        assert record["method"] == (["trl", method] if method else [])
 
     @any_trainer
     def test_evaluation_names_the_anchor_loss(self, tmp_path, kind):
@@ -312,6 +314,19 @@ class TestProtect:
             protect(Trainer(args=args, model_init=lambda: build_model("llama")), anchor)
         with pytest.raises(ValueError, match="causal language model of transformers, .*found `Linear`"):
             protect(Trainer(nn.Linear(2, 2), args, processing_class=build_tokenizer()), anchor)
+
+    def test_training_loop_of_its_own(self, tmp_path):
+        class OwnLoop(Trainer):
+            def train(self, resume_from_checkpoint=None):
+                optimizer = torch.optim.SGD(self.model.parameters())
+                self.model(input_ids=torch.tensor([[5, 6, 7]])).logits.mean().backward()
+                optimizer.step()
+
+        trainer = build_held("Trainer", tmp_path, cls=OwnLoop)
+        before = trainer.model.model.embed_tokens.weight.clone()
+        with pytest.raises(RuntimeError, match="an optimizer step without the anchor term"):
+            trainer.train()
+        assert torch.equal(trainer.model.model.embed_tokens.weight, before)
 
     def test_in_the_middle_of_a_training(self, tmp_path):
         anchor = capture(build_model("llama"))
