@@ -133,7 +133,7 @@ def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
 
     Returns:
         `str`, *optional*: The one that was measured on that folder; of a report that identifies no folder `"sbr"`, or the
-        only one. `None` if there are several others.
+        only one. `None` if there are several others, or a server answered for it, with who knows what weights.
 
     Raises:
         ValueError: If the report was measured on other folders.
@@ -149,7 +149,8 @@ def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
                 f"{sha256}. Evaluate this one (`trl-sbr evaluate`), or move the report elsewhere."
             )
         return own
-    return "sbr" if "sbr" in models else next(iter(models)) if len(models) == 1 else None
+    own = "sbr" if "sbr" in models else next(iter(models)) if len(models) == 1 else None
+    return None if "endpoint" in identities.get(own, {}) else own
 
 
 def _cell(share: dict | None) -> str:
