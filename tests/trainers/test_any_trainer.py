@@ -108,7 +108,12 @@ class TestTraining:
         anchor = SafetyAnchor.from_pretrained(tmp_path)
         assert torch.equal(anchor.hidden_states, trainer.anchor.hidden_states)
         record = json.loads((tmp_path / RECORD_NAME).read_text())
-        assert record["sbr"] == {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
+        assert record["sbr"] == {
+            "anchor_loss_coef": 50.0,
+            "anchor_loss_type": "mse",
+            "anchor_reference": "base",
+            "anchors_per_step": None,
+        }
         method = kind.removeprefix("SBR").removesuffix("Trainer").lower()
         assert record["method"] == (["trl", method] if method else [])
 

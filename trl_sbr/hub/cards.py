@@ -90,12 +90,14 @@ def read_figures(report: dict[str, Any]) -> list[Figure]:
         models = report["results"]
         kinds = [
             ("harmful_answered", "harmful_score", "harmful questions answered"),
+            ("prefilled_answered", "harmful_score", "harmful questions answered, prefilled"),
             ("benign_refused", "refusal_rate", "benign questions refused"),
             ("task_correct", "accuracy", "task accuracy"),
         ]
         return [
             Figure(metric, label, f"trl_sbr demo, {label}", None, None, {m: models[m][key] for m in models})
             for key, metric, label in kinds
+            if all(key in figures for figures in models.values())
         ]
     models, found = report["models"], []
     for part, metric, label in (
