@@ -27,6 +27,7 @@ class PublishingMixin:
         model_name: str | None = None,
         dataset_name: str | None = None,
         tags: str | list[str] | None = None,
+        **others: Any,
     ) -> None:
         """
         Write the card, and the record that it is made from, to `output_dir`. The notes of a person in the card are kept.
@@ -38,6 +39,8 @@ class PublishingMixin:
                 Dataset trained on, named in this and all later cards if it is one of the Hub's.
             tags (`str` or `list[str]`, *optional*):
                 Further tags.
+            **others:
+                Not used: what [`~transformers.Trainer.create_model_card`] takes besides.
         """
         if dataset_name is not None and dataset_name not in self.dataset_names:
             self.dataset_names.append(dataset_name)
