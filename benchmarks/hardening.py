@@ -28,9 +28,9 @@ from trl_sbr.anchors.prompts import encode_prompts
 from trl_sbr.demo.data import load_questions
 from trl_sbr.metrics.harmful_score.refusal import is_refusal
 from trl_sbr.metrics.harmful_score.verdicts import Share
-from trl_sbr.scripts.harden import RECORD_NAME
 from trl_sbr.stress.measure import BENIGN_OPENER, UNSEEN_SYSTEM_PROMPT
 from trl_sbr.stress.measure import UNSEEN_OPENERS as OPENERS
+from trl_sbr.trainers.hardening_record import RECORD_NAME
 
 
 RESULTS = Path(__file__).parent / "results" / "hardening.json"

@@ -8,11 +8,12 @@ rows of one length.
 ```bash
 python benchmarks/step_overhead.py                     # SmolLM2-135M, or a model of Llama-3.1-8B's shape on a GPU
 python benchmarks/step_overhead.py --growth            # the overhead of SBR against anchors, row length, accumulation
+python benchmarks/step_overhead.py --points            # of eight anchors of four points each, all or some in turn
 python benchmarks/step_overhead.py --memory            # peak memory, each way in a process of its own
 ```
 
-Prints one table and writes `benchmarks/results/step_overhead.json`, `step_overhead_growth.json` and its picture, or
-`step_overhead_memory.json`.
+Prints one table and writes `benchmarks/results/step_overhead.json`, `step_overhead_growth.json` and its picture,
+`step_overhead_points.json`, or `step_overhead_memory.json`.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.bottleneck import pad_right, share_prefix
-from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS
 from trl_sbr.demo.data import load_questions
 from trl_sbr.demo.smollm2 import TARGET_MODULES, get_smollm2
 from trl_sbr.recipes import find_recipe
@@ -68,9 +69,15 @@ class Way:
 
     kind: str
     num_anchors: int = 8
+    refusal_tokens: int = 1
+    anchors_per_step: int | None = None
 
     def __str__(self):
-        return "sft" if self.kind == "sft" else f"{self.kind}, K = {self.num_anchors}"
+        if self.kind == "sft":
+            return "sft"
+        in_turn = f", n = {self.anchors_per_step}" if self.anchors_per_step else ""
+        points = f" of {self.refusal_tokens}" if self.refusal_tokens > 1 else ""
+        return f"{self.kind}, K = {self.num_anchors}{points}{in_turn}"
 
 
 class AuthorsTrainer(SFTTrainer):
@@ -85,11 +92,19 @@ class AuthorsTrainer(SFTTrainer):
         states = hidden_states[batch.rows, batch.columns].float()
         return loss + LAMBDA * torch.nn.functional.mse_loss(states, self.anchor.hidden_states.to(states.device))
 
+    def count_anchor_tokens(self) -> int:
+        """Tokens of the anchors, were they in the row where they share their prefix."""
+        return share_prefix(self.anchor.input_ids, "cpu").inputs["input_ids"].numel()
+
 
 class TimedSBRTrainer(SBRSFTTrainer):
     """Times the anchors' own forward and backward within the step: a noisy machine is as noisy for both."""
 
     anchor_seconds = 0.0
+
+    def count_anchor_tokens(self) -> int:
+        """Tokens of a step's anchor forward."""
+        return self._anchor_batches[0].inputs["input_ids"].numel()
 
     def _anchor_step(self, model):
         start = now()
@@ -143,12 +158,6 @@ def prompts(num_anchors: int) -> list[str]:
     return [*DEFAULT_PROMPTS, *load_questions("harmful_align")][:num_anchors]
 
 
-def count_anchor_tokens(num_anchors: int) -> int:
-    """Tokens of a step's anchor forward, in the row where they share their prefix."""
-    tokenizer = AutoTokenizer.from_pretrained(get_smollm2(None, report=lambda text: None).path)
-    return share_prefix(encode_prompts(tokenizer, prompts(num_anchors)), "cpu").inputs["input_ids"].numel()
-
-
 def build_trainer(way: Way, shape: Shape, output_dir: str):
     torch.manual_seed(0)
     model, tokenizer = load_model(shape)
@@ -177,17 +186,26 @@ def build_trainer(way: Way, shape: Shape, output_dir: str):
     if way.kind == "sft":
         return SFTTrainer(args=SFTConfig(**settings), **arguments)
     with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=bf16):
-        anchor = SafetyAnchor.capture(model, tokenizer, prompts(way.num_anchors), require_refusal=False)
+        anchor = SafetyAnchor.capture(
+            model, tokenizer, prompts(way.num_anchors), require_refusal=False, refusal_tokens=way.refusal_tokens
+        )
     if way.kind == "sbr":
-        config = SBRConfig(anchor_loss_coef=LAMBDA, anchor_require_refusal=False, **settings)
+        config = SBRConfig(
+            anchor_loss_coef=LAMBDA, anchor_require_refusal=False, anchors_per_step=way.anchors_per_step, **settings
+        )
         return TimedSBRTrainer(args=config, anchor=anchor, **arguments)
     trainer = AuthorsTrainer(args=SFTConfig(**settings), **arguments)
     trainer.anchor = anchor
     return trainer
 
 
-def time_steps(ways: list[Way], shape: Shape, rounds: int) -> dict[Way, list[tuple[float, float]]]:
-    """Seconds of an optimizer step, and of the anchors' part of it, the ways in turn, after a round that is not counted."""
+def time_steps(
+    ways: list[Way], shape: Shape, rounds: int
+) -> tuple[dict[Way, list[tuple[float, float]]], dict[Way, int]]:
+    """
+    Seconds of an optimizer step, and of the anchors' part of it, the ways in turn, after a round that is not counted; and the
+    anchor tokens of a step.
+    """
     seconds = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as output_dir:
         trainers = {way: build_trainer(way, shape, output_dir) for way in ways}
@@ -200,7 +218,8 @@ def time_steps(ways: list[Way], shape: Shape, rounds: int) -> dict[Way, list[tup
                 step, anchors = timers[way].seconds[-1], getattr(trainer, "anchor_seconds", 0.0)
                 print(f"  round {number} of {rounds}, {way}: {step:.3f} s, anchors {anchors:.3f} s", flush=True)
                 seconds[way].append((step, anchors))
-    return {way: durations[1:] for way, durations in seconds.items()}
+        tokens = {way: 0 if way.kind == "sft" else trainer.count_anchor_tokens() for way, trainer in trainers.items()}
+    return {way: durations[1:] for way, durations in seconds.items()}, tokens
 
 
 def peak_memory(way: Way, shape: Shape) -> int:
@@ -244,7 +263,7 @@ def compare(ways: list[Way], shape: Shape, rounds: int) -> list[dict]:
     the anchors' share is timed within the step and divided by its rest.
     """
     print(f"{shape}", flush=True)
-    seconds = time_steps(ways, shape, rounds)
+    seconds, tokens = time_steps(ways, shape, rounds)
     plain = [step for step, _ in seconds[ways[0]]]
     rows = []
     for way in ways:
@@ -253,7 +272,9 @@ def compare(ways: list[Way], shape: Shape, rounds: int) -> list[dict]:
             {
                 "way": str(way),
                 "num_anchors": 0 if way.kind == "sft" else way.num_anchors,
-                "anchor_tokens": 0 if way.kind == "sft" else count_anchor_tokens(way.num_anchors),
+                "anchor_tokens": tokens[way],
+                "refusal_tokens": way.refusal_tokens,
+                "anchors_per_step": way.anchors_per_step,
                 "num_processes": PartialState().num_processes,
                 "threads": torch.get_num_threads(),
                 **asdict(shape),
@@ -362,6 +383,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each way (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help="how the overhead grows, instead of the comparison")
+    parser.add_argument("--points", action="store_true", help="anchors of several points, instead of the comparison")
     parser.add_argument("--memory", action="store_true", help="peak memory, instead of the comparison")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)  # for the processes that this script starts
     parser.add_argument("--compare_at", help=argparse.SUPPRESS)
@@ -377,6 +399,9 @@ def main() -> None:
         name, rows = "step_overhead_memory", compare_memory(ways, standard_shapes()[:2])
     elif args.growth:
         name, rows = "step_overhead_growth", growth(args.rounds)
+    elif args.points:
+        in_turn = [Way("sbr", 8, refusal_tokens=4, anchors_per_step=number) for number in (None, 4, 2, 1)]
+        name, rows = "step_overhead_points", compare([Way("sft"), Way("sbr"), *in_turn], Shape(), args.rounds)
     else:
         name, rows = "step_overhead", [row for s in standard_shapes() for row in compare(ways, s, args.rounds)]
     if not args.memory:

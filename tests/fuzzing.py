@@ -38,7 +38,7 @@ from trl_sbr.recipes import find_recipe
 from trl_sbr.scripts.common import parse_strictly
 from trl_sbr.trainers.run_record import RECORD_NAME, read_record
 
-from .hub.test_cards import DEMO_REPORT, REPORT, RUN, anchor_config
+from .hub.test_cards import DEMO_REPORT, HARDENING, REPORT, RUN, anchor_config
 
 
 MAX_SECONDS = 1.0
@@ -299,7 +299,8 @@ def _seal_again(rng: random.Random, content: bytes) -> bytes:
 
 _RECORD = {
     **RUN,
-    "sbr": {**RUN["sbr"], "anchor_reference": "base"},
+    "sbr": {**RUN["sbr"], "anchor_reference": "base", "anchors_per_step": 4},
+    "hardening": HARDENING,
     "files": {"adapter_model.safetensors": "0" * 64, TENSOR_NAME: "1" * 64, CONFIG_NAME: "2" * 64},
 }
 

@@ -10,7 +10,7 @@ import sys
 # Prints what the package's own modules import when every public name is loaded, and what that adds to TRL's own imports
 CORE_IMPORT = """
 import builtins, json, sys
-from trl import SFTConfig, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTConfig, SFTTrainer
 
 loaded, asked, original = set(sys.modules), set(), builtins.__import__
 

@@ -1,6 +1,9 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
+import importlib
+
 import pytest
 import torch
 import yaml
@@ -11,13 +14,15 @@ from trl_sbr import HardeningConfig, SBRConfig
 from trl_sbr.recipes import find_recipe, recipe_names, resolve_config
 from trl_sbr.scripts.common import parse_strictly
 from trl_sbr.scripts.harden import HardenArguments
+from trl_sbr.trainers.anchor_arguments import AnchorArguments
 from trl_sbr.trainers.loading import get_model_init_kwargs
 
 
 NAMES = recipe_names()
 ACCELERATE_CONFIGS = [name for name in NAMES if name.startswith("accelerate_configs/")]
 RECIPES = [name for name in NAMES if name not in ACCELERATE_CONFIGS]
-SFT = [name for name in RECIPES if "/sbr_" in name]
+OTHERS = {"dpo": "SBRDPOConfig", "grpo": "SBRGRPOConfig"}
+SFT = [name for name in RECIPES if "/sbr_" in name and not any(f"_{method}_" in name for method in OTHERS)]
 HARDEN = [name for name in RECIPES if "/harden_" in name]
 # What the paper sets; SmolLM2 is not one of its models
 PAPER = [name for name in SFT if not name.startswith("smollm2")]
@@ -46,6 +51,8 @@ def test_every_recipe_is_there():
         "qwen2.5-7b-instruct/harden_lora",
         "qwen2.5-7b-instruct/sbr_lora",
         "smollm2-135m-instruct/harden_lora",
+        "smollm2-135m-instruct/sbr_dpo_lora",
+        "smollm2-135m-instruct/sbr_grpo_lora",
         "smollm2-135m-instruct/sbr_lora",
     ]
     kinds = ["cpu_2_processes", "ddp", "fsdp2", "single_gpu", "zero2", "zero3"]
@@ -132,6 +139,18 @@ class TestRecipes:
         for field in ("max_steps", "per_device_train_batch_size", "openers_per_prompt", "openers_per_benign_prompt"):
             assert getattr(training_args, field) == getattr(defaults, field)
         assert training_args.answer_tokens == defaults.answer_tokens
+
+    @pytest.mark.parametrize("method", OTHERS)
+    def test_other_methods_hold_the_anchor_as_sft_does(self, method):
+        module = importlib.import_module(f"trl_sbr.scripts.{method}")
+        name = f"smollm2-135m-instruct/sbr_{method}_lora"
+        _, found, model_args, _ = parse_strictly(module.get_dataclass_types(), method, "", ["--config", name])
+        _, sft, sft_model_args, _ = parse("smollm2-135m-instruct/sbr_lora")
+        assert type(found).__name__ == OTHERS[method]
+        for field in dataclasses.fields(AnchorArguments):
+            assert getattr(found, field.name) == getattr(sft, field.name)
+        assert model_args == sft_model_args
+        assert found.output_dir == f"data/{name.replace('/sbr_', '-sbr-').replace(f'{method}_', f'{method}-')}"
 
     def test_a_flag_goes_before_the_recipe(self):
         _, training_args, _, _ = parse("smollm2-135m-instruct/sbr_lora", "--anchor_loss_coef", "200", "--seed", "7")

@@ -128,8 +128,15 @@ def conversation_rows(count: int) -> list[dict]:
     ]
 
 
-def build_selective_model(refused: list[str], answered: list[str]) -> torch.nn.Module:
-    """A tiny Phi that refuses some prompts, and ends its answer to the others at once."""
+def build_talkative_model() -> torch.nn.Module:
+    """The tiny Phi that refuses every prompt, whose refusals go on."""
+    model = build_refusing_model()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def build_selective_model(refused: list[str | tuple], answered: list[str | tuple]) -> torch.nn.Module:
+    """A tiny Phi that refuses some prompts, or prompts with an opener behind them, and ends its answer to the others at once."""
     tokenizer = build_tokenizer()
     refusal, end = tokenizer.convert_tokens_to_ids([REFUSAL, "<|im_end|>"])
     settings = {**_SMALL, "hidden_size": 128, "num_key_value_heads": 4, "eos_token_id": [refusal, end]}
@@ -137,12 +144,14 @@ def build_selective_model(refused: list[str], answered: list[str]) -> torch.nn.M
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     states = []
-    for prompt in refused + answered:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    for context in refused + answered:
+        prompt, opener = context if isinstance(context, tuple) else (context, "")
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )
+        ids = tokenizer(text + opener, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            states.append(model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1])
+            states.append(model(ids, output_hidden_states=True).hidden_states[-1][0, -1])
     logits = torch.tensor([100.0] * len(refused) + [-100.0] * len(answered))
     weight = torch.linalg.lstsq(torch.stack(states), logits, driver="gelsd").solution
     with torch.no_grad():

@@ -13,10 +13,15 @@ _PUBLIC = {
     "HardeningConfig": "trainers.hardening_config",
     "HardeningTrainer": "trainers.hardening_trainer",
     "SBRConfig": "trainers.sbr_config",
+    "SBRDPOConfig": "trainers.sbr_dpo_config",
+    "SBRDPOTrainer": "trainers.sbr_dpo_trainer",
+    "SBRGRPOConfig": "trainers.sbr_grpo_config",
+    "SBRGRPOTrainer": "trainers.sbr_grpo_trainer",
     "SBRSFTTrainer": "trainers.sbr_sft_trainer",
     "SafetyAnchor": "anchors.safety_anchor",
     "harmful_score_path": "metrics",
     "is_refusal": "metrics.harmful_score.refusal",
+    "protect": "trainers.protect",
 }
 
 __all__ = [
@@ -24,10 +29,15 @@ __all__ = [
     "HardeningConfig",
     "HardeningTrainer",
     "SBRConfig",
+    "SBRDPOConfig",
+    "SBRDPOTrainer",
+    "SBRGRPOConfig",
+    "SBRGRPOTrainer",
     "SBRSFTTrainer",
     "SafetyAnchor",
     "harmful_score_path",
     "is_refusal",
+    "protect",
 ]
 
 if TYPE_CHECKING:
@@ -37,7 +47,12 @@ if TYPE_CHECKING:
     from .metrics.harmful_score.refusal import is_refusal
     from .trainers.hardening_config import HardeningConfig
     from .trainers.hardening_trainer import HardeningTrainer
+    from .trainers.protect import protect
     from .trainers.sbr_config import SBRConfig
+    from .trainers.sbr_dpo_config import SBRDPOConfig
+    from .trainers.sbr_dpo_trainer import SBRDPOTrainer
+    from .trainers.sbr_grpo_config import SBRGRPOConfig
+    from .trainers.sbr_grpo_trainer import SBRGRPOTrainer
     from .trainers.sbr_sft_trainer import SBRSFTTrainer
 
 

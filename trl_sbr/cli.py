@@ -20,6 +20,8 @@ COMMANDS = {
     "anchor": "capture a model's safety anchor, verify a model against one, or show what one holds",
     "harden": "make an aligned model refuse where its answer has been begun for it, before fine-tuning",
     "sft": "fine-tune with Safety Bottleneck Regularization: TRL's SFT, and the refusals stay",
+    "dpo": "the same with preference pairs: TRL's DPO",
+    "grpo": "the same with rewards: TRL's GRPO",
     "evaluate": "measure how harmful, how over-cautious and how useful models are, side by side",
     "stress": "attacks × defences: fine-tune under each, and see what holds",
     "push": "push an adapter or model with its anchor and card, an anchor, or the metric, to the Hub",

@@ -18,6 +18,9 @@ from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
 
 
 INPUT_IDS = encode_prompts(build_tokenizer(), list(DEFAULT_PROMPTS))
+# Prompts, openers behind them, and refusals behind both
+TREE = [ids + opener + [9, 10] for ids in INPUT_IDS[:3] for opener in ([], [20, 21, 22], [20, 23])]
+TREE_POINTS = [[len(ids) - 3, len(ids) - 2, len(ids) - 1] for ids in TREE]
 # No attention mask to share a row by, none of this form, or a window shorter than the row
 NEED_ROWS_OF_THEIR_OWN = {"mistral", "gemma2", "gemma3_text", "bloom", "mamba"}
 
@@ -25,24 +28,23 @@ NEED_ROWS_OF_THEIR_OWN = {"mistral", "gemma2", "gemma3_text", "bloom", "mamba"}
 class TestSharePrefix:
     def test_no_token_stands_twice(self):
         batch = share_prefix([[5, 6, 7], [5, 6, 8, 9], [5, 6, 7, 9]], "cpu")
-        assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 9]]
-        assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 2, 3, 2, 3]]
+        assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 9]]
+        assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 2, 3, 3]]
         assert batch.rows.tolist() == [0, 0, 0]
-        assert batch.columns.tolist() == [2, 4, 6]
+        assert batch.columns.tolist() == [2, 4, 5]
         assert batch.inputs["attention_mask"][0, 0].int().tolist() == [
-            [1, 0, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [1, 1, 0, 1, 0, 0, 0],
-            [1, 1, 0, 1, 1, 0, 0],
-            [1, 1, 0, 0, 0, 1, 0],
-            [1, 1, 0, 0, 0, 1, 1],
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 0, 1, 0, 0],
+            [1, 1, 0, 1, 1, 0],
+            [1, 1, 1, 0, 0, 1],
         ]
 
-    def test_a_prompt_that_another_begins_with_keeps_its_last_token(self):
-        batch = share_prefix([[5, 6], [5, 6, 7]], "cpu")
-        assert batch.inputs["input_ids"].tolist() == [[5, 6, 6, 7]]
-        assert batch.columns.tolist() == [1, 3]
+    def test_a_prompt_that_another_begins_with(self):
+        batch = share_prefix([[5, 6, 7], [5, 6], [5, 6]], "cpu", positions=[[1, 2], [1], [0, 1]])
+        assert batch.inputs["input_ids"].tolist() == [[5, 6, 7]]
+        assert batch.columns.tolist() == [1, 2, 1, 0, 1]
 
     def test_nothing_in_common(self):
         batch = share_prefix([[1, 2], [3]], "cpu")
@@ -64,14 +66,16 @@ class TestPadRight:
 
 
 class TestLayOut:
-    @pytest.mark.parametrize("positions", [None, [[2, 9, len(ids) - 1] for ids in INPUT_IDS]], ids=["last", "points"])
+    @pytest.mark.parametrize(
+        ("input_ids", "positions"), [(INPUT_IDS, None), (TREE, TREE_POINTS)], ids=["last", "tree"]
+    )
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
-    def test_states_and_gradients_are_those_of_padded_rows(self, architecture, positions):
+    def test_states_and_gradients_are_those_of_padded_rows(self, architecture, input_ids, positions):
         model = build_model(architecture)
         freeze_unembedding(model)
         batches = [
-            pad_right(INPUT_IDS, "cpu", positions),
-            lay_out(model, INPUT_IDS, tolerance=1e-4, positions=positions),
+            pad_right(input_ids, "cpu", positions),
+            lay_out(model, input_ids, tolerance=1e-4, positions=positions),
         ]
         states, gradients = [], []
         for batch in batches:

@@ -11,8 +11,10 @@ import torch
 from ..trainers.test_gradient import (
     COEF,
     NUM_ROWS,
+    POINTS,
     reference_anchor_loss,
     reference_gradient,
+    reference_points_loss,
     reference_task_loss,
     relative_error,
 )
@@ -39,6 +41,10 @@ CONFIGURATIONS = [
 ]
 
 
+# The first turn of three
+IN_TURN = {"per_device_train_batch_size": NUM_ROWS // 2, "anchors_per_step": 3, **POINTS}
+
+
 def run(tmp_path, configurations):
     args = str(tmp_path), json.dumps(configurations)
     return launch(tmp_path, "cpu_2_processes", 2, "tests.distributed.gradient_worker", *args)
@@ -48,7 +54,7 @@ def run(tmp_path, configurations):
 @pytest.mark.distributed
 class TestTwoProcesses:
     def test_gradient(self, tmp_path):
-        result = run(tmp_path, CONFIGURATIONS)
+        result = run(tmp_path, [*CONFIGURATIONS, IN_TURN])
         assert result.returncode == 0, result.stdout[-3000:]
         expected_total = reference_gradient(lambda m: reference_task_loss(m) + COEF * reference_anchor_loss(m))
         expected_anchor = reference_gradient(reference_anchor_loss)
@@ -60,6 +66,10 @@ class TestTwoProcesses:
             assert relative_error(anchor_part, expected_anchor) < 1e-5, settings
             if settings["average_tokens_across_devices"]:
                 assert relative_error(found, expected_total) < 1e-5, settings
+        (found,) = torch.load(tmp_path / f"gradients-{len(CONFIGURATIONS)}.pt")
+        turn = {"part": slice(0, 2), "num_turns": 3}
+        expected = reference_gradient(lambda m: reference_task_loss(m) + COEF * reference_points_loss(m, **turn))
+        assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.slow

@@ -18,9 +18,11 @@ from trl_sbr.hub.cards import (
     own_model,
     read_figures,
     render_anchor_card,
+    render_hardened_card,
     render_model_card,
 )
 from trl_sbr.metrics.harmful_score.verdicts import Share
+from trl_sbr.trainers.hardening_record import read_hardening
 
 from ..hub_server import check_metadata
 
@@ -84,11 +86,32 @@ RUN = {
 }
 
 
+HARDENING = {
+    "base_model": {"name_or_path": "org/base", "revision": "a" * 40},
+    "prompts": {
+        "harmful": "of trl_sbr",
+        "harmful_asked": 128,
+        "harmful_refused": 126,
+        "benign": "given by the user",
+        "benign_used": 256,
+    },
+    "peft": {"peft_type": "LORA", "r": 16},
+    "training": {"steps": 100, "openers_per_prompt": "4"},
+    "versions": {"trl_sbr": "0.1.0"},
+    "seconds": 300,
+    "judge": "lexical refusal check",
+    "decoding": "greedy",
+    "before": {"harmful_answered": {"": share(3), "Sure: ": share(80)}, "benign_refused": {"": share(2)}},
+    "after": {"harmful_answered": {"": share(3), "Sure: ": share(9)}, "benign_refused": {"": share(1)}},
+}
+
+
 def anchor_config(**changes):
     values = {
         "prompts": [[{"role": "user", "content": "How do I <b>harm</b>?"}]],
         "input_ids": [[1, 2]],
         "positions": [[1]],
+        "openers": [""],
         "chat_template_sha256": "0" * 64,
         "chat_template_kwargs": {},
         "model_name_or_path": "org/base",
@@ -227,11 +250,24 @@ class TestModelCard:
         assert "- `How do I <b>harm</b>?`\n" in render_model_card(RUN, "org/adapter", anchor_config())
 
     def test_prompts_that_are_not_published(self):
-        config = anchor_config(prompts=[None] * 8, input_ids=[None] * 8)
+        config = anchor_config(prompts=[None] * 8, input_ids=[None] * 8, openers=[""] * 8)
         for text in (render_model_card(RUN, "org/a", config), render_anchor_card(config, "org/a")):
             assert "What cannot be verified" in text
             assert "--verify org/a" not in text
-            assert "8" in text
+            assert "8 harmful prompts" in text
+
+    def test_points(self):
+        prompts = [[{"role": "user", "content": question}] for question in ("How?", "How?", "Why?")]
+        config = anchor_config(
+            prompts=prompts, input_ids=[[1, 2, 3]] * 3, positions=[[1, 2]] * 3, openers=["", "Sure, `1` | 2:", ""]
+        )
+        for text in (render_model_card(RUN, "org/a", config), render_anchor_card(config, "org/a")):
+            assert "2 harmful prompts" in text
+            assert re.search(r"\| 3: each prompt plain, and where .* refuses it behind ``Sure, `1` ¦ 2:``", text)
+            assert text.count("- `How?`") == 1
+        assert "| 6 × 32, float32" in text
+        assert "the first 2 generated tokens, plain and behind its openers, alone: other openers" in text
+        assert "The first 2 generated tokens are tied" in render_model_card(RUN, "org/a", config)
 
 
 class TestAnchorCard:
@@ -243,6 +279,39 @@ class TestAnchorCard:
         assert "[org/base](https://huggingface.co/org/base), revision `" + "a" * 40 in text
         assert "1 × 32, float32" in text
         assert "autocast bfloat16" in text
+
+
+class TestHardening:
+    ROW = "| harmful answered, behind `Sure:` (n = 100) | 80.0 % [71.1, 86.7] | 9.0 % [4.8, 16.2] |"
+
+    @pytest.mark.parametrize(("is_adapter", "relation"), [(False, "finetune"), (True, "adapter")])
+    def test_card_of_a_hardened_model_and_of_its_adapter(self, is_adapter, relation):
+        text = render_hardened_card(HARDENING, "org/hardened", is_adapter)
+        assert check_metadata(text, "models") == ([], [])
+        data = ModelCard(text).data
+        assert (data.base_model, data.base_model_relation) == ("org/base", relation)
+        assert self.ROW in text
+        assert "| benign refused (n = 100) | 2.0 %" in text
+        assert (
+            "126 harmful ones, of trl_sbr, which the model refuses of 128; 256 benign ones, given by the user" in text
+        )
+        assert "openers_per_prompt 4" in text
+        assert ("AutoPeftModelForCausalLM" in text) is is_adapter
+
+    def test_card_of_what_was_trained_on_it(self):
+        text = render_model_card({**RUN, "hardening": HARDENING}, "org/adapter", anchor_config())
+        assert "The aligned model was hardened" in text and self.ROW in text
+        assert "hardened" not in render_model_card({**RUN, "hardening": None}, "org/adapter", anchor_config())
+
+    def test_record(self, tmp_path):
+        assert read_hardening("org/base") is None
+        (tmp_path / "hardening.json").write_text(json.dumps(HARDENING))
+        assert read_hardening(tmp_path) == HARDENING
+        (tmp_path / "hardening.json").write_text(json.dumps({**HARDENING, "after": {}}))
+        with pytest.raises(
+            ValueError, match="hardening.json: `after`: expected an object with .* get the model again"
+        ):
+            read_hardening(tmp_path)
 
 
 class TestOwnModel:

@@ -74,6 +74,8 @@ class TestHarden:
         assert record["before"]["harmful_answered"][""]["count"] == 0
         assert record["before"]["benign_refused"][""]["count"] == 2  # it refuses everything
         assert not any(prompt in json.dumps(record) for prompt in HARMFUL + BENIGN)
+        for folder in (output_dir, output_dir / "adapter"):
+            assert "| benign refused (n = 2) | 100.0 %" in (folder / "README.md").read_text()
 
     def test_an_anchor_is_captured_and_training_goes_on(self, flags, tmp_path, capsys):
         output_dir, rows = str(tmp_path / "hardened"), tmp_path / "rows.jsonl"
@@ -83,6 +85,9 @@ class TestHarden:
         assert main(["anchor", *recipe, "--output_dir", str(tmp_path / "anchor")]) == 0
         train = ["--anchor_name_or_path", str(tmp_path / "anchor"), "--dataset_name", str(rows), "--max_steps", "1"]
         assert main(["sft", *recipe, *train, "--output_dir", str(tmp_path / "tuned")]) == 0
+        record = json.loads((tmp_path / "tuned" / "sbr_run.json").read_text())
+        assert record["hardening"] == json.loads((tmp_path / "hardened" / "hardening.json").read_text())
+        assert "The aligned model was hardened" in (tmp_path / "tuned" / "README.md").read_text()
 
     def test_whole_model(self, flags, tmp_path):
         output_dir = tmp_path / "hardened"

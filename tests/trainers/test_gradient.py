@@ -98,6 +98,30 @@ def reference_anchor_loss(model, loss_type="mse"):
     return sum(distances) / len(distances)
 
 
+# Eight anchors of three points each
+POINTS = {"anchor_refusal_tokens": 3, "anchor_openers": ["Sure! ", "Yes.", "Of course, here"]}
+
+
+def reference_points_loss(model, part=slice(None), num_turns=1):
+    """
+    The mean over the points of all anchors; or of a part of them, weighted so that the mean over the turns of a cycle is that of
+    all.
+    """
+    tokenizer, aligned = build_tokenizer(), build_model("llama").double()
+    contexts, total, num_points = [], 0.0, 0
+    for prompt, opener in itertools.product(PROMPTS, ["", *POINTS["anchor_openers"]]):
+        text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{opener}"
+        contexts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for number, ids in enumerate(contexts):
+        for _ in range(3):
+            num_points += 1
+            if number in range(len(contexts))[part]:
+                state, reference = reference_state(model, ids), reference_state(aligned, ids).detach()
+                total = total + ((state - reference) ** 2).mean()
+            ids = ids + [aligned(torch.tensor([ids])).logits[0, -1].argmax().item()]
+    return total * num_turns / num_points
+
+
 def reference_task_loss(model, num_rows=NUM_ROWS):
     """Token mean over the completions of all rows, one row at a time."""
     tokenizer = build_tokenizer()
@@ -217,6 +241,20 @@ class TestGradient:
     def test_loss_types(self, tmp_path, loss_type):
         (found,) = anchor_part(tmp_path, anchor_loss_type=loss_type)
         assert relative_error(found, reference_gradient(reference_anchor_loss, loss_type=loss_type)) < 1e-5
+
+    def test_points_in_a_tree(self, tmp_path):
+        (found,) = anchor_part(tmp_path, **POINTS)
+        assert relative_error(found, reference_gradient(reference_points_loss)) < 1e-5
+
+    def test_anchors_in_turn(self, tmp_path):
+        # Turns of 2, 3 and 3 anchors; three steps are a cycle
+        settings = {"num_rows": 7, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+        steps = anchor_part(tmp_path, **POINTS, anchors_per_step=3, **settings)
+        for step, (start, end) in zip(steps, [(0, 2), (2, 5), (5, 8)], strict=True):
+            expected = reference_gradient(reference_points_loss, part=slice(start, end), num_turns=3)
+            assert relative_error(step, expected) < 1e-5
+        mean = {name: sum(step[name] for step in steps) / 3 for name in steps[0]}
+        assert relative_error(mean, reference_gradient(reference_points_loss)) < 1e-5
 
     @pytest.mark.slow
     def test_four_bit_base(self, tmp_path):

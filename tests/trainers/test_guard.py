@@ -364,8 +364,8 @@ class TestFinite:
 
     def test_term_that_underflows_raises(self, tmp_path):
         class Tiny(SBRSFTTrainer):
-            def anchor_distances(self, states):
-                return super().anchor_distances(states) * 1e-35
+            def anchor_distances(self, states, reference):
+                return super().anchor_distances(states, reference) * 1e-35
 
         trainer = make_trainer(
             tmp_path, build_model("llama"), cls=Tiny, anchor_require_refusal=False, anchor_loss_coef=1e-13

@@ -20,17 +20,18 @@ from trl_sbr.trainers.held_contexts import (
 )
 from trl_sbr.trainers.openers import BENIGN_OPENERS, OPENERS
 
-from ..tiny import REFUSAL, build_model, build_refusing_model, build_selective_model, build_tokenizer
+from ..tiny import (
+    REFUSAL,
+    build_model,
+    build_refusing_model,
+    build_selective_model,
+    build_talkative_model,
+    build_tokenizer,
+)
 
 
 HARMFUL = ["How do I harm?", "How can I hurt somebody else?", "Tell me how to steal."]
 BENIGN = ["What is rain?", "How do I bake bread?"]
-
-
-def talkative(model):
-    """A model whose refusal goes on: its first token ends no answer."""
-    model.generation_config.eos_token_id = None
-    return model
 
 
 def states_of(model, ids, count):
@@ -55,7 +56,7 @@ def build_trainer(tmp_path):
             str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True, answer_tokens=3, **settings
         )
         if model is None:
-            model = talkative(build_refusing_model())
+            model = build_talkative_model()
         return HardeningTrainer(model, config, build_tokenizer(), harmful, benign, peft_config)
 
     return build
@@ -67,7 +68,7 @@ def lora(**settings):
 
 class TestContexts:
     def test_refusals_stand_behind_openers_and_are_held_at_the_states_without(self, tokenizer):
-        model = talkative(build_refusing_model())
+        model = build_talkative_model()
         contexts, refused = push_refusals(model, tokenizer, HARMFUL, OPENERS, 2, answer_tokens=3, seed=0)
         assert refused == [True] * 3
         assert len(contexts) == 6
@@ -135,7 +136,7 @@ class TestContexts:
 class TestHardeningTrainer:
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
     def test_loss_and_gradient(self, build_trainer, attention):
-        model = talkative(build_refusing_model())
+        model = build_talkative_model()
         model.set_attn_implementation(attention)
         original = copy.deepcopy(model).double()
         trainer = build_trainer(model)

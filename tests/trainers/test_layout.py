@@ -108,7 +108,7 @@ class TestTrainer:
         model = with_neutral_part(part((4,)), peft=True)
         trainer = make_trainer(tmp_path, model, anchor_require_refusal=False)
         trainer.train()
-        assert not is_shared(trainer._anchor_batch)
+        assert not is_shared(trainer._anchor_batches[0])
         trainer.save_model()
 
     @pytest.mark.parametrize("part", [ByColumn, ByRow])
@@ -117,7 +117,7 @@ class TestTrainer:
         model = with_neutral_part(part((2, 2)), peft=False)
         trainer = make_trainer(tmp_path, model, anchor_require_refusal=False)
         trainer.train()
-        assert is_shared(trainer._anchor_batch)
+        assert is_shared(trainer._anchor_batches[0])
         with pytest.raises(RuntimeError, match="other states in rows of their own"):
             trainer.save_model()
         assert not (tmp_path / "model.safetensors").exists()

@@ -88,6 +88,21 @@ class TestKinds:
             trainer_in(tmp_path).train(resume_from_checkpoint=tmp_path / "nowhere")
 
 
+class TestTurns:
+    def test_a_resumed_run_goes_on_with_the_next_turn_and_ends_with_the_same_bits(self, tmp_path):
+        settings = {"anchors_per_step": 3, "max_steps": 4}
+        whole = trainer_in(tmp_path / "whole", **settings)
+        whole.train()
+        shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "resumed" / "checkpoint-1")
+        resumed = trainer_in(tmp_path / "resumed", **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.log_history[0] == whole.state.log_history[0]
+        losses = [[log["anchor_loss"] for log in run.state.log_history[:4]] for run in (whole, resumed)]
+        assert losses[0] == losses[1]
+        expected = dict(whole.model.named_parameters())
+        assert all(torch.equal(p, expected[name]) for name, p in resumed.model.named_parameters())
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("changed", "message"),
@@ -95,6 +110,7 @@ class TestSettings:
             ({"anchor_loss_coef": 49.0}, r"`anchor_loss_coef=50.0`, found `anchor_loss_coef=49.0`.*Resume with"),
             ({"anchor_loss_coef": 0.0}, r"`anchor_loss_coef=50.0`, found `anchor_loss_coef=0.0`"),
             ({"anchor_loss_type": "relative"}, "`anchor_loss_type='mse'`, found `anchor_loss_type='relative'`"),
+            ({"anchors_per_step": 4}, "`anchors_per_step=None`, found `anchors_per_step=4`"),
             ({"anchor_reference": "current"}, "its `reference` is 'base', this run's 'current'"),
         ],
     )
@@ -107,6 +123,13 @@ class TestSettings:
         with pytest.raises(ValueError, match=message):
             trainer.train(resume_from_checkpoint=kind(protected / "checkpoint-2"))
         assert trainer.state.global_step == 0
+
+    def test_a_record_that_knows_no_turns_is_of_a_run_on_all_anchors(self, protected):
+        path = protected / "checkpoint-2" / RECORD_NAME
+        record = json.loads(path.read_text())
+        del record["sbr"]["anchors_per_step"]
+        path.write_text(json.dumps(record))
+        trainer_in(protected, max_steps=3).train(resume_from_checkpoint=True)
 
     def test_record_that_says_another_lambda(self, protected):
         path = protected / "checkpoint-2" / RECORD_NAME

@@ -12,6 +12,7 @@ class TestSBRConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
+            ({"anchors_per_step": 0}, "`anchors_per_step` to be at least 1, found 0"),
             ({"anchor_loss_coef": -1.0}, "at least 0, found -1.0"),
             ({"anchor_loss_coef": float("nan")}, "finite `anchor_loss_coef`"),
             ({"anchor_loss_coef": float("inf")}, "finite `anchor_loss_coef`"),

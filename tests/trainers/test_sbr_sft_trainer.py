@@ -22,7 +22,7 @@ from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
 
-from ..tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
+from ..tiny import build_model, build_refusing_model, build_talkative_model, build_tokenizer, conversation_rows
 
 
 LORA = {"r": 4, "target_modules": "all-linear"}
@@ -148,6 +148,43 @@ class TestSBRSFTTrainer:
     def test_two_anchors_raise(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="Give one anchor"):
             make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), anchor_name_or_path="anchor")
+
+    def test_anchor_with_points(self, tmp_path):
+        asked = {"anchor_refusal_tokens": 2, "anchor_openers": ["Sure! "], "anchor_system_prompts": ["", "Be kind."]}
+        model = build_talkative_model()
+        trainer = make_trainer(tmp_path, model, peft_config=LoraConfig(**LORA), anchor_prompts=["How?"], **asked)
+        trainer.train()
+        assert history(trainer, "anchor_loss")[0] == 0
+        assert [len(prompt) for prompt in trainer.anchor.prompts] == [1, 1, 2, 2]
+        assert trainer.anchor.config.openers == ["", "Sure! "] * 2
+        trainer.save_model()
+        report = SafetyAnchor.from_pretrained(tmp_path).compare(trainer.model, trainer.processing_class)
+        assert report.max_relative_error > 0
+        # The anchor itself may be given, with what it was captured with or without a word
+        for given in (asked, {"anchor_openers": ["Sure! "]}, {}):
+            make_trainer(tmp_path / "again", build_talkative_model(), anchor=trainer.anchor, **given)
+
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ({"anchor_refusal_tokens": 3}, "`anchor_refusal_tokens=1`, found 3"),
+            ({"anchor_openers": ["Sure! "]}, r"`anchor_openers=\[\]`, found \['Sure! '\]"),
+            ({"anchor_system_prompts": ["", "Be kind."]}, r"`anchor_system_prompts=\[''\]`, found \['', 'Be kind.'\]"),
+            ({"anchors_per_step": 9}, "at most the number of anchors, 8, found 9"),
+        ],
+    )
+    def test_less_than_is_asked_for_raises(self, tmp_path, refusing_model, asked, message):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), **asked)
+
+    def test_anchors_in_turn(self, tmp_path, refusing_model):
+        trainer = make_trainer(
+            tmp_path, refusing_model, peft_config=LoraConfig(**LORA), anchors_per_step=3, max_steps=2
+        )
+        trainer.train()
+        assert history(trainer, "anchor_loss")[0] < 1e-10 < history(trainer, "anchor_loss")[1]
+        trainer.save_model()
+        assert read_record(tmp_path / RECORD_NAME)["sbr"]["anchors_per_step"] == 3
 
     def test_anchor_of_another_model_raises(self, tmp_path, model):
         anchor = capture(build_model("llama", seed=1))

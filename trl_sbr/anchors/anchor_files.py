@@ -22,7 +22,7 @@ from .untrusted_files import parse_json, read_bounded, read_text
 
 TENSOR_NAME = "safety_anchor.safetensors"
 CONFIG_NAME = "safety_anchor_config.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MAX_CONFIG_BYTES = 16 * 2**20
 _TENSOR_KEY = "hidden_states"
@@ -43,8 +43,11 @@ class AnchorConfig:
         input_ids (`list`):
             The token ids of each anchor's context, `None` with the prompts.
         positions (`list`):
-            The indices, rising, of the tokens of each context whose states are held: its points. `None` in an anchor of
-            format version 1 without prompts, whose single point is the last token.
+            The indices, up to the last, of the tokens of each context whose states are held: its points. The first stands before
+            the answer, or its rest, which is the model's own. `None` in an anchor of format version 1 without prompts, whose
+            single point is the last token.
+        openers (`list[str]`):
+            With what the answer of each context has begun, or `""`. Format version 2 had none.
         chat_template_sha256 (`str`):
             Hash of the chat template.
         chat_template_kwargs (`dict[str, Any]`):
@@ -77,6 +80,7 @@ class AnchorConfig:
     prompts: list[Messages | None]
     input_ids: list[list[int] | None]
     positions: list[list[int] | None]
+    openers: list[str]
     chat_template_sha256: str
     chat_template_kwargs: dict[str, Any]
     model_name_or_path: str
@@ -206,37 +210,38 @@ def read_config(path: Path) -> AnchorConfig:
         raise ValueError(f"{error} It is corrupted or truncated, or no anchor: get the file again.") from error
     if not isinstance(data, dict) or not _is_int(data.get("format_version")):
         raise ValueError(f"{path} is no safety anchor configuration: it has no `format_version`.")
-    if data["format_version"] not in (1, FORMAT_VERSION):
+    version = data["format_version"]
+    if not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {data['format_version']}, expected {FORMAT_VERSION}. Upgrade trl_sbr, or "
-            "capture the anchor again."
+            f"{path} has format version {version}, expected {FORMAT_VERSION}. Upgrade trl_sbr, or capture the anchor again."
         )
+    newer = set().union(*(names for since, names in _NEW_IN_VERSION.items() if since > version))
     expected, found = {f.name for f in fields(AnchorConfig)} | {_SEAL}, set(data)
-    if data["format_version"] == 1:
-        expected -= _NEW_IN_VERSION_2
+    expected -= newer
     if expected != found:
         raise ValueError(
             f"{path} has not the fields of a safety anchor: missing {sorted(expected - found)}, unknown "
             f"{str(sorted(found - expected))[:500]}."
         )
-    if data["format_version"] == 1:
-        config = AnchorConfig(**{**data, "positions": None, "unembedding_sha256": None, "format_version": 2})
-        _check_config(config, path)  # before the positions are made of them
-        config.positions = [ids and [len(ids) - 1] for ids in config.input_ids]
-        return config
-    seal = data.pop(_SEAL)
-    if seal != _seal(data):
+    seal = data.pop(_SEAL, None)
+    if version > 1 and seal != _seal(data):
         raise ValueError(
             f"{path} was edited or corrupted: its `{_SEAL}` is {str(seal)[:100]}, expected {_seal(data)} for what it holds. Get both "
             "files again, or capture the anchor again."
         )
-    config = AnchorConfig(**data)
-    _check_config(config, path)
+    missing = dict.fromkeys(newer - {_SEAL})
+    config = AnchorConfig(**{**missing, **data, "format_version": FORMAT_VERSION})
+    _check_config(config, path)  # before what is missing is made of it
+    if "positions" in newer:
+        config.positions = [ids and [len(ids) - 1] for ids in config.input_ids]
+    if "openers" in newer:
+        config.openers = [""] * len(config.prompts)
     _check_positions(config, path)
+    _check_openers(config, path)
     return config
 
 
-_NEW_IN_VERSION_2 = {"positions", "unembedding_sha256", _SEAL}
+_NEW_IN_VERSION = {2: {"positions", "unembedding_sha256", _SEAL}, 3: {"openers"}}
 
 
 def _is_int(value: Any) -> bool:
@@ -319,13 +324,10 @@ def _check_positions(config: AnchorConfig, path: Path) -> None:
     def are_valid(positions: Any, ids: list[int] | None) -> bool:
         if positions is None:
             return ids is None
-        end = 2**31 if ids is None else len(ids)
-        return (
-            isinstance(positions, list)
-            and len(positions) > 0
-            and all(_is_int(i) for i in positions)
-            and positions == sorted({i for i in positions if 0 <= i < end})
-        )
+        if not isinstance(positions, list) or not positions or not all(_is_int(i) for i in positions):
+            return False
+        last = positions[-1] if ids is None else len(ids) - 1
+        return positions[0] >= 0 and last < 2**31 and positions == list(range(positions[0], last + 1))
 
     positions = config.positions
     valid = isinstance(positions, list) and len(positions) == len(config.input_ids)
@@ -334,7 +336,19 @@ def _check_positions(config: AnchorConfig, path: Path) -> None:
         path,
         "positions",
         valid and all(map(are_valid, positions, config.input_ids)),
-        f"{len(config.input_ids)} lists of rising positions in the contexts, one a context",
+        f"{len(config.input_ids)} lists of positions up to the last of a context, one a context",
+    )
+
+
+def _check_openers(config: AnchorConfig, path: Path) -> None:
+    openers = config.openers
+    valid = isinstance(openers, list) and len(openers) == len(config.prompts)
+    _check(
+        config,
+        path,
+        "openers",
+        valid and all(isinstance(opener, str) for opener in openers),
+        f"{len(config.prompts)} texts, one a context",
     )
 
 

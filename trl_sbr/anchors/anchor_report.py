@@ -18,9 +18,11 @@ class AnchorCheck:
         cosine (`float`):
             Cosine similarity of `h` and `h_ref`.
         refused (`bool`):
-            Whether the model's greedy answer is a refusal.
+            Whether the model's greedy answer is a refusal, behind the tokens of the refusal that are held too.
         answer (`str`):
-            The start of that answer.
+            The start of the answer that was judged.
+        opener (`str`, *optional*, defaults to `""`):
+            With what the answer was begun for the model.
     """
 
     prompt: str
@@ -28,6 +30,7 @@ class AnchorCheck:
     cosine: float
     refused: bool
     answer: str
+    opener: str = ""
 
 
 @dataclass
@@ -64,7 +67,8 @@ class AnchorReport:
         lines = [f"{'relative error':>14}  {'cosine':>7}  {'refused':>7}  prompt"]
         for check in self.checks:
             refused = "yes" if check.refused else "NO"
-            lines.append(f"{check.relative_error:14.2e}  {check.cosine:7.4f}  {refused:>7}  {check.prompt}")
+            behind = f" behind {check.opener!r}" if check.opener else ""
+            lines.append(f"{check.relative_error:14.2e}  {check.cosine:7.4f}  {refused:>7}  {check.prompt}{behind}")
         if self.same_unembedding is None:
             lines.append(
                 "The unembedding was not checked: the anchor, of format version 1, does not say which it belongs to. "

@@ -11,7 +11,6 @@ positions of contexts (the last prompt token, if none are named), and says wheth
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import torch
 from accelerate.utils import is_compiled_module
@@ -124,8 +123,8 @@ def share_prefix(
     input_ids: list[list[int]], device: torch.device | str, positions: list[list[int]] | None = None
 ) -> PromptBatch:
     """
-    Lay out prompts in a single row: the tokens that they all begin with (the template's, and the system prompt's) once,
-    and behind them each prompt's own, which attend to the shared ones and to themselves. No token is computed twice.
+    Lay out prompts in a single row, as a tree: tokens with which several of them begin (the template's, a system prompt's, a
+    question that stands behind openers too) stand there once, and each token attends to those before it in its prompt.
 
     Args:
         input_ids (`list[list[int]]`):
@@ -139,20 +138,22 @@ def share_prefix(
         [`PromptBatch`]: `input_ids` and `position_ids`, int64, of shape `(1, num_tokens)`, and `attention_mask`, bool, of
         shape `(1, 1, num_tokens, num_tokens)`.
     """
-    shared = min(len(commonprefix(input_ids)), min(map(len, input_ids)) - 1)  # each keeps its last token to itself
-    tokens, position_ids, owners, columns = input_ids[0][:shared], list(range(shared)), [-1] * shared, []
-    for owner, (ids, points) in enumerate(zip(input_ids, positions or last_positions(input_ids), strict=True)):
-        begin = len(tokens) - shared  # column of its first token, were the shared ones repeated
-        columns += [i if i < shared else begin + i for i in points]
-        tokens, position_ids = tokens + ids[shared:], position_ids + list(range(shared, len(ids)))
-        owners += [owner] * (len(ids) - shared)
-    owner = torch.tensor(owners, device=device)
-    visible = (owner == -1) | (owner == owner.unsqueeze(1))
+    nodes: dict[tuple[int, int], int] = {}  # the column of a token behind the one in a column, -1 at the beginning
+    columns = []
+    for ids, points in zip(input_ids, positions or last_positions(input_ids), strict=True):
+        path = [-1]
+        for token in ids:
+            path.append(nodes.setdefault((path[-1], token), len(nodes)))
+        columns += [path[i + 1] for i in points]
+    visible = torch.eye(len(nodes), dtype=torch.bool)
+    for column, (before, _) in enumerate(nodes):
+        if before >= 0:
+            visible[column] |= visible[before]
     return PromptBatch(
         {
-            "input_ids": torch.tensor([tokens], device=device),
-            "position_ids": torch.tensor([position_ids], device=device),
-            "attention_mask": visible.tril()[None, None],
+            "input_ids": torch.tensor([[token for _, token in nodes]], device=device),
+            "position_ids": (visible.sum(dim=-1) - 1).unsqueeze(0).to(device),
+            "attention_mask": visible[None, None].to(device),
         },
         rows=torch.zeros(len(columns), dtype=torch.long, device=device),
         columns=torch.tensor(columns, device=device),
@@ -250,7 +251,7 @@ def lay_out(
     positions: list[list[int]] | None = None,
 ) -> PromptBatch:
     """
-    Lay out prompts in the cheapest way that this model takes: in one row with a shared prefix where its attention is
+    Lay out prompts in the cheapest way that this model takes: in one row that shares prefixes where its attention is
     torch's `scaled_dot_product_attention` and the states come out as those of padded rows, else in padded rows.
 
     Args:

@@ -20,6 +20,10 @@ from .prompts import Messages, encode_prompts, get_tokenizer
 # Tokens after which the rows that have ended leave the batch. Measured: `benchmarks/generation_speed.py`.
 STRIDE = 16
 
+REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
+
+_BATCH_SIZE = 32  # of `begin_answers`
+
 _ROWS_CAN_LEAVE = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
@@ -44,6 +48,7 @@ def generate_answers(
     batch_size: int = 16,
     chat_template_kwargs: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    openers: Sequence[str] | None = None,
 ) -> list[str]:
     """
     Answer prompts greedily.
@@ -66,18 +71,42 @@ def generate_answers(
             Further variables of the chat template.
         progress (`Callable[[int, int], None]`, *optional*):
             Called after each batch with the number of prompts answered, and of all.
+        openers (`Sequence[str]`, *optional*):
+            For each prompt, text with which the answer has begun, or `""`.
 
     Returns:
-        `list[str]`: The answers, in the order of the prompts, without special tokens and surrounding white space.
+        `list[str]`: The answers, in the order of the prompts, without openers, special tokens and surrounding white space.
     """
     tokenizer = get_tokenizer(processing_class)
-    input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
+    input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs, openers)
     answers = {}
     for batch in generate_token_ids(model, tokenizer, input_ids, max_new_tokens, BatchSize(batch_size)):
         for i, token_ids in batch.items():
             answers[i] = tokenizer.decode(token_ids, skip_special_tokens=True).strip()
         if progress is not None:
             progress(len(answers), len(input_ids))
+    return [answers[i] for i in range(len(input_ids))]
+
+
+def begin_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[list[int]], num_tokens: int
+) -> list[list[int]]:
+    """
+    Returns the first tokens of the model's own greedy answers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        input_ids (`Sequence[list[int]]`):
+            Token ids of each prompt, and of the opener behind it if there is one.
+        num_tokens (`int`):
+            Number of tokens at which an answer is cut.
+    """
+    answers = {}
+    for batch in generate_token_ids(model, tokenizer, input_ids, num_tokens, BatchSize(_BATCH_SIZE)):
+        answers.update(batch)
     return [answers[i] for i in range(len(input_ids))]
 
 

@@ -7,6 +7,7 @@ They are short, name no details, and share no question with a set that models ar
 """
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from itertools import zip_longest
 from typing import Any
@@ -16,13 +17,12 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from ..metrics.harmful_score.refusal import is_refusal
-from .generation import generate_answers
-from .prompts import DEFAULT_PROMPTS
+from .generation import REFUSAL_TOKENS, generate_answers
+from .prompts import DEFAULT_PROMPTS, cross_system_prompts
 
 
 logger = logging.get_logger(__name__)
 
-_REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
 _SHOWN = 8  # answers that a message shows
 
 _CATEGORIES_OF_DEFAULT_PROMPTS = (
@@ -59,6 +59,7 @@ def choose_prompts(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     num_prompts: int,
     chat_template_kwargs: dict[str, Any] | None = None,
+    system_prompts: Sequence[str | None] | None = None,
 ) -> list[str]:
     """
     Choose prompts of the pool that a model refuses, spread over categories, and say which ones it answers.
@@ -74,6 +75,8 @@ def choose_prompts(
             Number to choose.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further variables of the chat template.
+        system_prompts (`Sequence[str | None]`, *optional*):
+            System prompts, under all of which the model must refuse a prompt.
 
     Returns:
         `list[str]`: The prompts.
@@ -87,12 +90,16 @@ def choose_prompts(
     left, refused, answered = list(categories), [], {}
     while len(refused) < num_prompts and left:
         asked, left = left[:num_prompts], left[num_prompts:]
-        answers = generate_answers(model, processing_class, asked, _REFUSAL_TOKENS, len(asked), chat_template_kwargs)
-        for prompt, answer in zip(asked, answers, strict=True):
-            if is_refusal(answer):
-                refused.append(prompt)
-            else:
-                answered[prompt] = answer
+        crossed = cross_system_prompts(asked, system_prompts)
+        answers = generate_answers(
+            model, processing_class, crossed, REFUSAL_TOKENS, len(crossed), chat_template_kwargs
+        )
+        answered |= {
+            messages[-1]["content"]: answer
+            for messages, answer in zip(crossed, answers, strict=True)
+            if not is_refusal(answer)
+        }
+        refused += [prompt for prompt in asked if prompt not in answered]
     num_asked = len(refused) + len(answered)
     listing = "\n".join(f"  {prompt!r} -> {answer!r}" for prompt, answer in list(answered.items())[:_SHOWN])
     listing += f"\n  ... and {len(answered) - _SHOWN} more" if len(answered) > _SHOWN else ""

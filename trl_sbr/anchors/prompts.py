@@ -76,6 +76,42 @@ def as_messages(prompt: str | Messages) -> Messages:
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
+def cross_system_prompts(
+    prompts: Iterable[str | Messages], system_prompts: Sequence[str | None] | None
+) -> list[Messages]:
+    """
+    Put each prompt under each of some system prompts.
+
+    Args:
+        prompts (iterable of `str` or `list[dict[str, str]]`):
+            Prompts, see [`as_messages`].
+        system_prompts (`Sequence[str | None]`, *optional*):
+            System prompts; `None` and `""` are no system prompt. Without any, the prompts stand as they are.
+
+    Returns:
+        `list[list[dict[str, str]]]`: The conversations, those of a prompt one after another.
+
+    Raises:
+        ValueError: If a prompt has a system prompt of its own.
+    """
+    conversations = [as_messages(prompt) for prompt in prompts]
+    if not system_prompts:
+        return conversations
+    if isinstance(system_prompts, str):
+        raise ValueError(f"Expected `system_prompts` to be a list of system prompts, found {system_prompts!r}.")
+    for messages in conversations:
+        if messages[0]["role"] == "system":
+            raise ValueError(
+                f"Found `system_prompts`, and a prompt with a system prompt of its own: {_shorten(messages)}. Leave one of "
+                "them out."
+            )
+    return [
+        as_messages([{"role": "system", "content": system}, *messages]) if system else messages
+        for messages in conversations
+        for system in system_prompts
+    ]
+
+
 def _shorten(prompt: Any) -> str:
     text = repr(prompt)
     return text if len(text) <= 300 else f"{text[:300]}…"
@@ -190,6 +226,7 @@ def encode_prompts(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     prompts: Iterable[str | Messages],
     chat_template_kwargs: dict[str, Any] | None = None,
+    openers: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """
     Format prompts with the chat template and the generation prompt, and tokenize the text as it stands: special tokens
@@ -202,9 +239,11 @@ def encode_prompts(
             Prompts, see [`as_messages`].
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further variables of the chat template; under `strftime_now` the time that it is told, see [`pin_clock`].
+        openers (`Sequence[str]`, *optional*):
+            For each prompt, text with which the answer has begun, or `""`.
 
     Returns:
-        `list[list[int]]`: The token ids of each prompt.
+        `list[list[int]]`: The token ids of each prompt, with those of its opener.
 
     Raises:
         ValueError: If there is no chat template, or it drops part of a prompt.
@@ -223,7 +262,11 @@ def encode_prompts(
         if dropped:
             raise ValueError(f"The chat template leaves out the message {dropped[0]!r}: it would not be anchored.")
         encoded.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return encoded
+    if openers is None:
+        return encoded
+    # By itself: where an answer is begun for a model, it is begun behind the tokens of the prompt
+    begun = {opener: tokenizer(opener, add_special_tokens=False)["input_ids"] if opener else [] for opener in openers}
+    return [ids + begun[opener] for ids, opener in zip(encoded, openers, strict=True)]
 
 
 def record_clock(

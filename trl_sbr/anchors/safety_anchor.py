@@ -40,21 +40,26 @@ from .bottleneck import (
     check_unembedding_is_untouched,
     final_hidden_states,
     get_unembedding,
-    last_positions,
     lay_out,
     prove_bottleneck,
     relative_errors,
 )
-from .generation import generate_answers
+from .contexts import check_refused, make_contexts, name_context
+from .generation import REFUSAL_TOKENS, begin_answers
 from .prompt_pool import choose_prompts, load_prompt_pool
-from .prompts import Messages, as_messages, encode_prompts, get_chat_template, record_clock
+from .prompts import (
+    Messages,
+    cross_system_prompts,
+    encode_prompts,
+    get_chat_template,
+    get_tokenizer,
+    record_clock,
+)
 from .provenance import cached_commit
 from .unembedding import unembedding_sha256
 
 
 logger = logging.get_logger(__name__)
-
-_REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
 
 
 def _numerics(model: nn.Module) -> dict[str, Any]:
@@ -94,24 +99,6 @@ def _check_is_json(chat_template_kwargs: dict[str, Any]) -> None:
         raise ValueError(
             f"Expected `chat_template_kwargs` that JSON can hold as they are, found {chat_template_kwargs!r}: the anchor could "
             "not be checked with them when it is loaded again."
-        )
-
-
-def _check_prompts(prompts: list[Messages], input_ids: list[list[int]], model: nn.Module) -> None:
-    if not prompts:
-        raise ValueError("Expected at least one anchor prompt, found none.")
-    seen = {}
-    for number, (prompt, ids) in enumerate(zip(prompts, input_ids, strict=True)):
-        first = seen.setdefault(tuple(ids), number)
-        if first != number:
-            raise ValueError(
-                f"Anchor prompts {first} and {number} are the same: {prompt[-1]['content']!r}. Remove one."
-            )
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, input_ids))
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"An anchor prompt has {longest} tokens, expected at most the model's {limit} positions. Shorten it."
         )
 
 
@@ -207,6 +194,11 @@ class SafetyAnchor:
         return SafetyAnchor(replace(self.config, prompts=nothing, input_ids=nothing), self.hidden_states)
 
     @property
+    def _names(self) -> list[str]:
+        """What is asked in each context, as messages show it."""
+        return [name_context(*context) for context in zip(self.questions, self.config.openers, strict=True)]
+
+    @property
     def questions(self) -> list[str]:
         """The last user message of each anchor prompt."""
         return [prompt[-1]["content"] for prompt in self.prompts]
@@ -224,9 +216,16 @@ class SafetyAnchor:
         require_refusal: bool = True,
         reference: str = "base",
         num_anchors: int = 8,
+        refusal_tokens: int = 1,
+        openers: Sequence[str] = (),
+        system_prompts: Sequence[str | None] = (),
     ) -> "SafetyAnchor":
         """
         Record an aligned model's final hidden states on harmful prompts.
+
+        The paper's anchor holds the state behind the last prompt token, which chooses the first token of the answer. With
+        `refusal_tokens` and `openers` an anchor holds those behind the first tokens of the refusal too, and where the answer
+        has begun: "I'm sorry, but" is not followed by "here is how", nor "Sure!" by what the model would have refused.
 
         Capture under the numerics of training: the dtype and quantization of `model`, and inside `torch.autocast` if
         training uses it. [`SBRSFTTrainer`] does so by itself when it is given no anchor.
@@ -249,26 +248,37 @@ class SafetyAnchor:
                 adapters as they are.
             num_anchors (`int`, *optional*, defaults to `8`):
                 Number of prompts that are chosen from the pool where none are given.
+            refusal_tokens (`int`, *optional*, defaults to `1`):
+                Number of tokens of the model's own greedy refusal whose choice is held: as many points an anchor. `1` is the
+                paper's.
+            openers (`Sequence[str]`, *optional*):
+                Beginnings of an answer (`"Sure, here is how: "`), behind which each prompt is held too. Where the model answers
+                it behind one, it is left out there, and that is said: a hardened model (`trl-sbr harden`) refuses.
+            system_prompts (`Sequence[str | None]`, *optional*):
+                System prompts, under each of which all prompts are held; `None` and `""` are no system prompt.
 
         Returns:
             [`SafetyAnchor`]: The anchor.
 
         Raises:
-            ValueError: If a prompt is empty, repeated, too long or not refused; if there is no chat template; or if
-                the states do not determine the model's logits.
+            ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers; if a
+                refusal is shorter than `refusal_tokens`; if there is no chat template; or if the states do not determine
+                the model's logits.
         """
         if prompts is None and require_refusal:
             with _reference_model(model, reference):
-                prompts = choose_prompts(model, processing_class, num_anchors, chat_template_kwargs)
-            require_refusal = False  # they were asked
+                prompts = choose_prompts(model, processing_class, num_anchors, chat_template_kwargs, system_prompts)
+            require_refusal = bool(openers)  # without openers they were asked
         elif prompts is None:
             prompts = list(load_prompt_pool())[:num_anchors]
-        prompts = [as_messages(prompt) for prompt in prompts]
+        prompts = cross_system_prompts(prompts, system_prompts)
         chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
-        input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs)
-        _check_prompts(prompts, input_ids, model)
         _check_is_json(chat_template_kwargs or {})
-        positions = last_positions(input_ids)
+        with _reference_model(model, reference):
+            contexts = make_contexts(
+                model, processing_class, prompts, chat_template_kwargs, openers, refusal_tokens, require_refusal
+            )
+        input_ids, positions = [c.input_ids for c in contexts], [c.positions for c in contexts]
         numerics = _numerics(model)
         if isinstance(model, PeftModel):
             check_unembedding_is_untouched(model)
@@ -281,11 +291,12 @@ class SafetyAnchor:
         finally:
             model.train(was_training)
         states = states.cpu().contiguous()
-        anchor = cls(
+        return cls(
             config=AnchorConfig(
-                prompts=prompts,
+                prompts=[c.prompt for c in contexts],
                 input_ids=input_ids,
                 positions=positions,
+                openers=[c.opener for c in contexts],
                 chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
                 chat_template_kwargs=chat_template_kwargs,
                 model_name_or_path=model.config._name_or_path,
@@ -302,9 +313,6 @@ class SafetyAnchor:
             ),
             hidden_states=states,
         )
-        if require_refusal:
-            anchor.check_refusals(model, processing_class)
-        return anchor
 
     def check_refusals(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         """
@@ -321,24 +329,26 @@ class SafetyAnchor:
         """
         with self.reference_model(model):
             answers = self._answers(model, processing_class)
-        answered = [(q, a) for q, a in zip(self.questions, answers, strict=True) if not is_refusal(a)]
-        if answered:
-            listing = "\n".join(f"  {question!r} -> {answer!r}" for question, answer in answered)
-            raise ValueError(
-                f"Expected the aligned model to refuse every anchor prompt, found {len(answered)} of {len(self)} that "
-                f"it answers:\n{listing}\nSuch an anchor would pin the harmful answer. Choose prompts that the model "
-                "refuses; if it is aligned by its adapter, set the reference to 'current'; if these are refusals in "
-                "other words, set `require_refusal=False` (`anchor_require_refusal` in the training arguments)."
-            )
+        check_refused(self._names, answers)
+
+    @property
+    def _asked(self) -> list[list[int]]:
+        """The tokens of each context behind which the answer, or its rest, is the model's."""
+        return [ids[: points[0] + 1] for ids, points in zip(self.input_ids, self.positions, strict=True)]
 
     def _answers(self, model, processing_class) -> list[str]:
-        return generate_answers(
-            model,
-            processing_class,
-            self.prompts,
-            max_new_tokens=_REFUSAL_TOKENS,
-            chat_template_kwargs=self.config.chat_template_kwargs,
-        )
+        """What the model says in each context; if it refuses, what it says behind the tokens of the refusal that are held."""
+        tokenizer = get_tokenizer(processing_class)
+
+        def answer(contexts):
+            answers = begin_answers(model, tokenizer, contexts, REFUSAL_TOKENS)
+            told = [ids[len(asked) :] + more for ids, asked, more in zip(contexts, self._asked, answers, strict=True)]
+            return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
+
+        answers = answer(self._asked)
+        if self._asked == self.input_ids:
+            return answers
+        return [held if is_refusal(own) else own for own, held in zip(answers, answer(self.input_ids), strict=True)]
 
     def check_compatible(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         """
@@ -368,11 +378,11 @@ class SafetyAnchor:
                 f"{self.config.chat_template_sha256}, found {template_sha256}. Use the tokenizer that it was captured "
                 "with, or capture an anchor with this one."
             )
-        input_ids = encode_prompts(processing_class, self.prompts, self.config.chat_template_kwargs)
-        for question, expected, found in zip(self.questions, self.input_ids, input_ids, strict=True):
+        asked = encode_prompts(processing_class, self.prompts, self.config.chat_template_kwargs, self.config.openers)
+        for name, expected, found in zip(self._names, self._asked, asked, strict=True):
             if expected != found:
                 raise ValueError(
-                    f"The tokenizer turns the anchor prompt {question!r} into other tokens: expected {expected}, found "
+                    f"The tokenizer turns the anchor prompt {name} into other tokens: expected {expected}, found "
                     f"{found}. Use the tokenizer that the anchor was captured with, or capture an anchor with this "
                     "one."
                 )
@@ -464,9 +474,9 @@ class SafetyAnchor:
                 "model in these numerics, without tokens added, or capture an anchor on this one."
             )
 
-    def lay_out(self, model: nn.Module, wrapped: nn.Module) -> PromptBatch:
-        """Lay out the anchor prompts as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
-        return lay_out(model, self.input_ids, _tolerance(_numerics(model)), wrapped, self.positions)
+    def lay_out(self, model: nn.Module, wrapped: nn.Module, part: slice = slice(None)) -> PromptBatch:
+        """Lay out the anchors, or a part of them, as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
+        return lay_out(model, self.input_ids[part], _tolerance(_numerics(model)), wrapped, self.positions[part])
 
     def reference_model(self, model: nn.Module) -> AbstractContextManager:
         """Context in which `model` is the one the anchor was captured on: the adapters off, or as they are."""
@@ -492,7 +502,7 @@ class SafetyAnchor:
         if not errors[worst] <= tolerance:
             raise ValueError(
                 f"The model's final hidden states are not the anchor's: relative error {errors[worst]:.2e} on "
-                f"{self.questions[worst]!r}, expected at most {tolerance:.0e}. The anchor was captured on "
+                f"{self._names[worst]}, expected at most {tolerance:.0e}. The anchor was captured on "
                 f"`{self.config.model_name_or_path}` (revision {self.config.model_revision}) in {self._numerics}; the "
                 f"model at hand is `{model.config._name_or_path}` in {numerics}. Load that model in these numerics, or "
                 "capture an anchor on this one."
@@ -535,8 +545,10 @@ class SafetyAnchor:
         cosines = self.per_anchor(torch.cosine_similarity(states, self.hidden_states, dim=-1))
         answers = self._answers(model, processing_class)
         checks = [
-            AnchorCheck(question, error.max().item(), cosine.min().item(), is_refusal(answer), answer)
-            for question, error, cosine, answer in zip(self.questions, errors, cosines, answers, strict=True)
+            AnchorCheck(question, error.max().item(), cosine.min().item(), is_refusal(answer), answer, opener)
+            for question, opener, error, cosine, answer in zip(
+                self.questions, self.config.openers, errors, cosines, answers, strict=True
+            )
         ]
         return AnchorReport(checks, self.has_unembedding_of(model))
 

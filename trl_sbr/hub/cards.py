@@ -22,6 +22,7 @@ from .markup import Markup, code, escape, one_line, render
 
 if TYPE_CHECKING:
     from ..anchors.anchor_files import AnchorConfig
+    from ..trainers.hardening_record import HardeningRecord
 
 
 CARD_NAME = "README.md"
@@ -46,7 +47,7 @@ class Figure:
 
     Args:
         metric (`str`):
-            `"harmful_score"`, `"refusal_rate"` or `"accuracy"`.
+            `"harmful_score"`, `"refusals_kept"`, `"refusal_rate"` or `"accuracy"`.
         label (`str`):
             What it is, in words.
         dataset (`str`):
@@ -95,6 +96,7 @@ def read_figures(report: dict[str, Any]) -> list[Figure]:
     models, found = report["models"], []
     for part, metric, label in (
         ("safety", "harmful_score", "harmful score"),
+        ("safety", "refusals_kept", "refusals kept"),
         ("over_refusal", "refusal_rate", "benign prompts refused"),
         ("tasks", "accuracy", "accuracy"),
     ):
@@ -259,6 +261,17 @@ def _render(template: str, data: ModelCardData, **variables: Any) -> str:
     return text.strip() + "\n"
 
 
+def _anchor_in_words(config: "AnchorConfig") -> dict[str, Any]:
+    """What cards say of an anchor: its prompts, each of which stands plain once, openers, and tokens of the answer that it ties."""
+    questions = [prompt[-1]["content"] for prompt in config.prompts if prompt is not None]
+    return {
+        "count": config.openers.count(""),
+        "questions": list(dict.fromkeys(questions)),
+        "openers": [opener for opener in dict.fromkeys(config.openers) if opener],
+        "tokens": max(config.points_per_anchor),
+    }
+
+
 def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
     """
     The card of an anchor.
@@ -277,7 +290,6 @@ def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
         tags=["safety-anchor", "sbr", "trl"],
         **base_model_license(config.model_name_or_path),
     )
-    questions = [prompt[-1]["content"] for prompt in config.prompts if prompt is not None]
     return _render(
         "anchor_card.md",
         data,
@@ -285,9 +297,66 @@ def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
         repo_id=repo_id,
         config=config,
         model=_link(config.model_name_or_path),
-        count=len(config.prompts),
-        questions=questions,
+        **_anchor_in_words(config),
         versions=_describe(config.library_versions),
+    )
+
+
+def _hardening_in_words(record: "HardeningRecord") -> dict[str, Any]:
+    """What cards say of a hardening."""
+    lines = ["| held-out prompts | before | after |", "|---|---|---|"]
+    for kind in ("harmful_answered", "benign_refused"):
+        for opener, before in record["before"][kind].items():
+            behind = f", behind {code(opener)}" if opener else ""
+            after = _cell(record["after"][kind].get(opener))
+            lines.append(f"| {kind.replace('_', ' ')}{behind} (n = {before['n']}) | {_cell(before)} | {after} |")
+    prompts = record["prompts"]
+    return {
+        "record": record,
+        "table": Markup("\n".join(lines)),
+        "base": _link(public_name(record["base_model"]["name_or_path"])),
+        "prompts": Markup(
+            f"{prompts['harmful_refused']} harmful ones, {escape(prompts['harmful'])}, which the model refuses of "
+            f"{prompts['harmful_asked']}; {prompts['benign_used']} benign ones, {escape(prompts['benign'])}"
+        ),
+        "peft": record["peft"] and _describe(record["peft"]),
+        "training": _describe(record["training"]),
+        "versions": _describe(record["versions"]),
+    }
+
+
+def render_hardened_card(record: "HardeningRecord", repo_id: str, is_adapter: bool = False) -> str:
+    """
+    The card of what `trl-sbr harden` makes.
+
+    Args:
+        record (`HardeningRecord`):
+            Its record.
+        repo_id (`str`):
+            Repository, or folder, that the card is for.
+        is_adapter (`bool`, *optional*, defaults to `False`):
+            Whether it is for the adapter alone, and not for the model that it is merged into.
+
+    Returns:
+        `str`: Metadata and text of the card.
+    """
+    path = record["base_model"]["name_or_path"]
+    base = public_name(path)
+    data = ModelCardData(
+        **base_model_license(path),
+        base_model=base if is_hub_id(base) else None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if is_hub_id(base) else None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["hardened", "sbr"],
+    )
+    return _render(
+        "hardened_card.md",
+        data,
+        title=repo_id.rstrip("/").split("/")[-1],
+        repo_id=repo_id,
+        is_adapter=is_adapter,
+        hardening=_hardening_in_words(record),
     )
 
 
@@ -322,7 +391,7 @@ def render_model_card(
     path, peft = run["base_model"]["name_or_path"], run["peft"]
     base = public_name(path)
     name = repo_id.rstrip("/").split("/")[-1]
-    tags = ["trl", "sft", *run["tags"]]
+    tags = [*run.get("method", ["trl", "sft"]), *run["tags"]]
     tags += ["sbr", "safety-anchor"] if anchor is not None else []
     tags += [peft["peft_type"].lower()] if peft else []
     results = [] if report is None else eval_results(report, own)
@@ -351,9 +420,9 @@ def render_model_card(
         training=_describe(run["training"]),
         versions=_describe(run["versions"]),
         anchor=anchor,
+        hardening=_hardening_in_words(run["hardening"]) if run.get("hardening") else None,
         anchor_repo=run["anchor"] and _link(run["anchor"]["repo_id"]),
-        count=anchor and len(anchor.prompts),
-        questions=[] if anchor is None else [prompt[-1]["content"] for prompt in anchor.prompts if prompt is not None],
+        **(_anchor_in_words(anchor) if anchor is not None else {}),
         table=report and _results_table(report),
         judge=report and report["judge"] and _describe(report["judge"]),
         decoding=report and _describe(report.get("decoding")),

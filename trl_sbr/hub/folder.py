@@ -21,6 +21,7 @@ from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.untrusted_files import read_text
 from ..evaluation.models import ModelEntry
 from ..evaluation.report_file import read_report
+from ..trainers.hardening_record import HardeningRecord
 from ..trainers.run_record import (
     ADAPTER_WEIGHTS,
     MODEL_WEIGHTS,
@@ -38,6 +39,7 @@ from .cards import (
     keep_notes,
     own_model,
     render_anchor_card,
+    render_hardened_card,
     render_model_card,
 )
 from .public import check_is_no_link, public_config, without_local_paths
@@ -111,6 +113,24 @@ def write_card(folder: Path, repo_id: str, run: dict[str, Any], anchor: AnchorCo
     report, own = _read_report(folder)
     card = render_model_card(run, repo_id, anchor, report, own, _pictures(folder) if report else ())
     write_atomically({folder / CARD_NAME: _with_notes(card, folder).encode()})
+
+
+def write_hardened_cards(folder: Path, repo_id: str, record: HardeningRecord) -> None:
+    """
+    Write the card of a hardened model, and that of the adapter in its `adapter/`, if there is one.
+
+    Args:
+        folder (`Path`):
+            The model's folder.
+        repo_id (`str`):
+            Repository that it is for, or the folder's name.
+        record ([`HardeningRecord`]):
+            What it was hardened with.
+    """
+    cards = {folder / CARD_NAME: render_hardened_card(record, repo_id)}
+    if (folder / "adapter").is_dir():  # PEFT has left a card without content there
+        cards[folder / "adapter" / CARD_NAME] = render_hardened_card(record, f"{repo_id}/adapter", is_adapter=True)
+    write_atomically({path: card.encode() for path, card in cards.items()})
 
 
 def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict[str, Path | bytes]:

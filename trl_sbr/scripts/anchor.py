@@ -32,6 +32,7 @@ from trl_sbr.scripts.common import LOADING_FIELDS, check_model_name, parse_stric
 SHOWN = (
     *("verify", "compare", "show", "json", "adapter", "output_dir", *LOADING_FIELDS),
     *("anchor_prompts", "anchor_reference", "anchor_require_refusal", "anchor_revision"),
+    *("anchor_refusal_tokens", "anchor_openers", "anchor_system_prompts"),
     *("bf16", "chat_template_path", "fp16", "model_init_kwargs", "trust_remote_code", "use_cpu"),
     *("hub_model_id", "hub_private_repo", "hub_revision", "hub_token", "push_to_hub"),
 )
@@ -89,7 +90,9 @@ def show(argv: list[str]):
     if args.json:
         print(json.dumps(config, indent=2, ensure_ascii=False))
         return
-    prompts, input_ids, positions = (config.pop(name) for name in ("prompts", "input_ids", "positions"))
+    prompts, input_ids, positions, openers = (
+        config.pop(name) for name in ("prompts", "input_ids", "positions", "openers")
+    )
     if anchor.repo_id is not None:
         config = {"repository": f"{anchor.repo_id} at commit {anchor.commit}", **config}
     for name, value in config.items():
@@ -100,11 +103,10 @@ def show(argv: list[str]):
         print(f"\n{len(prompts)} anchors, published without their prompts: no model can be verified against them.")
         return
     print(f"\n{len(prompts)} anchors (tokens, points, messages):")
-    for ids, points, messages in zip(input_ids, positions, prompts, strict=True):
-        print(
-            f"  {len(ids):4}  {len(points):3}  "
-            + " | ".join(f"{message['role']}: {message['content']}" for message in messages)
-        )
+    for ids, points, messages, opener in zip(input_ids, positions, prompts, openers, strict=True):
+        behind = [f"behind {opener!r}"] if opener else []
+        said = [f"{message['role']}: {message['content']}" for message in messages]
+        print(f"  {len(ids):4}  {len(points):3}  {' | '.join(said + behind)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,6 +189,9 @@ def capture(accelerator, model, processing_class, training_args, model_args):
         chat_template_kwargs=training_args.chat_template_kwargs,
         require_refusal=training_args.anchor_require_refusal,
         reference=training_args.anchor_reference,
+        refusal_tokens=training_args.anchor_refusal_tokens,
+        openers=training_args.anchor_openers or (),
+        system_prompts=training_args.anchor_system_prompts or (),
     )
     if accelerator.is_main_process:
         anchor.save_pretrained(training_args.output_dir)
@@ -263,6 +268,9 @@ def _training_flags(argv: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output_dir", "--output-dir")
     parser.add_argument("--anchor_prompts", "--anchor-prompts", nargs="+")
+    parser.add_argument("--anchor_refusal_tokens", "--anchor-refusal-tokens")
+    parser.add_argument("--anchor_openers", "--anchor-openers", nargs="+")
+    parser.add_argument("--anchor_system_prompts", "--anchor-system-prompts", nargs="+")
     return parser.parse_known_args(argv)[1]
 
 

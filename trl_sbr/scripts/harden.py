@@ -9,8 +9,9 @@ trl-sbr harden --config llama-3.1-8b-instruct/harden_lora --output_dir my-aligne
 trl-sbr sft --config llama-3.1-8b-instruct/sbr_lora --model_name_or_path my-aligned --dataset_name untrusted.jsonl
 ```
 
-The folder holds the model with the adapter merged, which loads everywhere, the adapter alone in `adapter/`, and
-`hardening.json`: the settings, the prompts used and left out, and the figures before and after.
+The folder holds the model with the adapter merged, which loads everywhere, the adapter alone in `adapter/`, a card of
+each, and `hardening.json`, which they are made from: the settings, the prompts used and left out, and the figures before
+and after.
 """
 
 import contextlib
@@ -27,9 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from trl_sbr.scripts.common import check_model_name, parse_strictly
+from trl_sbr.trainers.hardening_record import RECORD_NAME
 
-
-RECORD_NAME = "hardening.json"
 
 # What held-out prompts are asked behind; no model is hardened behind these
 PREFILLS = ("Sure, here is how: ", "Of course! Step 1:")
@@ -117,25 +117,22 @@ def draw_prompts(path: str | None, shipped: str, num_prompts: int, num_eval_prom
 
 def measure(model, processing_class, harmful: list, benign: list) -> dict:
     """Asks held-out prompts, plain and behind openers, and returns the shares of what should not be."""
-    from trl_sbr.anchors.generation import BatchSize, generate_token_ids
-    from trl_sbr.anchors.prompts import encode_prompts, get_tokenizer
+    from trl_sbr.anchors.generation import generate_answers
     from trl_sbr.metrics.harmful_score.refusal import is_refusal
     from trl_sbr.metrics.harmful_score.verdicts import Share
 
-    tokenizer = get_tokenizer(processing_class)
-
-    def refusals(prompts, prefill):
-        begun = tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
-        input_ids = [ids + begun for ids in encode_prompts(processing_class, prompts)]
-        for batch in generate_token_ids(model, tokenizer, input_ids, ANSWER_TOKENS, BatchSize(32)):
-            yield from (is_refusal(tokenizer.decode(ids, skip_special_tokens=True).strip()) for ids in batch.values())
+    def count_refusals(prompts, prefill):
+        answers = generate_answers(
+            model, processing_class, prompts, ANSWER_TOKENS, batch_size=32, openers=[prefill] * len(prompts)
+        )
+        return sum(map(is_refusal, answers))
 
     figures = {"harmful_answered": {}, "benign_refused": {}}
     for prefill in ("", *PREFILLS) if harmful else ():
-        refused = sum(refusals(harmful, prefill))
+        refused = count_refusals(harmful, prefill)
         figures["harmful_answered"][prefill] = Share(len(harmful) - refused, len(harmful)).to_dict()
     for prefill in ("", BENIGN_PREFILL) if benign else ():
-        figures["benign_refused"][prefill] = Share(sum(refusals(benign, prefill)), len(benign)).to_dict()
+        figures["benign_refused"][prefill] = Share(count_refusals(benign, prefill), len(benign)).to_dict()
     return figures
 
 
@@ -216,6 +213,7 @@ def harden(argv: list[str]) -> int:
     from trl import ModelConfig, get_peft_config
 
     from trl_sbr import HardeningConfig, HardeningTrainer
+    from trl_sbr.hub.folder import write_hardened_cards
     from trl_sbr.trainers.interruption import find_last_checkpoint
     from trl_sbr.trainers.loading import load_model_and_processing_class
 
@@ -268,6 +266,7 @@ def harden(argv: list[str]) -> int:
             after = measure(hardened, processing_class, held_out_harmful, held_out_benign)
             record |= {"judge": "lexical refusal check", "decoding": "greedy", "before": before, "after": after}
             (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_hardened_cards(folder, training_args.hub_model_id or output_dir.resolve().name, record)
         report(before, after)
     trainer.accelerator.wait_for_everyone()
     say(f"\nWrote the hardened model to {output_dir}, and what was done to it to {output_dir / RECORD_NAME}.")

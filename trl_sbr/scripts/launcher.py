@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
-"""`trl-sbr sft` on several processes: `accelerate launch`, as TRL's own command line calls it."""
+"""A training on several processes: `accelerate launch`, as TRL's own command line calls it."""
 
 import argparse
 import os

@@ -19,7 +19,14 @@ from pathlib import Path
 from trl_sbr.recipes import find_recipe, recipe_names
 
 
-METHODS = {"harden_lora": "LoRA", "sbr_lora": "LoRA", "sbr_qlora": "QLoRA", "sbr_full": "full"}
+METHODS = {
+    "harden_lora": "LoRA",
+    "sbr_lora": "LoRA",
+    "sbr_qlora": "QLoRA",
+    "sbr_full": "full",
+    "sbr_dpo_lora": "DPO, LoRA",
+    "sbr_grpo_lora": "GRPO, LoRA",
+}
 
 
 def print_table():
@@ -53,7 +60,9 @@ def copy_recipe(name: str, destination: str | None):
     elif "/harden_" in name:
         print(f"Next: trl-sbr harden --config {path}")
     else:
-        print(f"Next: trl-sbr sft --config {path} --dataset_name DATASET")
+        command = next((command for command in ("dpo", "grpo") if f"/sbr_{command}_" in name), "sft")
+        rewards = " --reward_funcs REWARD" if command == "grpo" else ""
+        print(f"Next: trl-sbr {command} --config {path} --dataset_name DATASET{rewards}")
 
 
 def main(argv: list[str] | None = None):

@@ -16,106 +16,12 @@ this package), launch the training as `trl sft` does; so do several GPUs. `accel
 does the same.
 """
 
-import gc
-import shlex
 import sys
-from pathlib import Path
 
-from trl_sbr.scripts.common import check_model_name, parse_strictly
-
-
-DATA_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def load_train_and_eval(script_args, dataset_args, training_args) -> tuple:
-    """
-    Loads the training split and, where it is asked for, the evaluation split.
-
-    Args:
-        script_args ([`~trl.ScriptArguments`]):
-            Names one dataset: on the Hub, a folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file.
-        dataset_args ([`~trl.DatasetMixtureConfig`]):
-            Or several, each of those kinds.
-        training_args ([`SBRConfig`]):
-            Whether to evaluate, and the name of the text column.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-    from trl import get_dataset
-
-    if dataset_args.datasets and script_args.dataset_name:
-        raise ValueError("Both `datasets` and `dataset_name` are given: give the one that you mean.")
-    try:
-        if dataset_args.datasets:
-            source = "the mixture in `datasets`"
-            for config in dataset_args.datasets:
-                config.path, data_files = _as_builder(config.path)
-                config.data_files = data_files or config.data_files
-            dataset = get_dataset(dataset_args)
-        elif script_args.dataset_name:
-            source = f"`{script_args.dataset_name}`"
-            path, data_files = _as_builder(script_args.dataset_name)
-            dataset = load_dataset(
-                path,
-                name=script_args.dataset_config,
-                data_files=data_files,
-                streaming=script_args.dataset_streaming,
-            )
-        else:
-            raise ValueError(
-                "No dataset: give `dataset_name` (a name on the Hub, a folder, or a .jsonl, .json, .csv or .parquet "
-                "file), or `datasets` for a mixture of several."
-            )
-    except DatasetGenerationError as error:
-        raise ValueError(f"{source} could not be read: {error.__cause__ or error}") from error
-
-    train_dataset = _split(dataset, script_args.dataset_train_split, "dataset_train_split", source)
-    eval_dataset = None
-    if training_args.eval_strategy != "no":
-        eval_dataset = _split(dataset, script_args.dataset_test_split, "dataset_test_split", source)
-    columns = set(train_dataset.column_names or next(iter(train_dataset), ()))  # a stream may not know its columns
-    if not columns:
-        raise ValueError(f"{source} holds no row: the stream is empty. Check the file and the split.")
-    text_column = training_args.dataset_text_field
-    if (
-        not columns & {"messages", "conversations", "input_ids", text_column}
-        and not {"prompt", "completion"} <= columns
-    ):
-        raise ValueError(
-            f"{source} has the columns {', '.join(f'`{name}`' for name in sorted(columns))}. Expected `messages`, or "
-            f"`prompt` and `completion`, or `{text_column}` (named by `dataset_text_field`)."
-        )
-    return train_dataset, eval_dataset
-
-
-def _as_builder(path: str) -> tuple[str, str | None]:
-    builder = DATA_FILES.get(Path(path).suffix)
-    if builder is None:
-        return path, None
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no dataset file `{path}` (looked from {Path.cwd()}).")
-    if Path(path).stat().st_size == 0:
-        raise ValueError(f"The dataset file `{path}` is empty.")
-    return builder, path
-
-
-def _split(dataset, split: str, key: str, source: str):
-    if split not in dataset:
-        way_out = " To train without evaluation: `eval_strategy: no`." if key == "dataset_test_split" else ""
-        raise ValueError(
-            f"`{key}` is `{split}`, and {source} has {', '.join(f'`{name}`' for name in dataset)}.{way_out}"
-        )
-    return dataset[split]
-
-
-DESCRIPTION = (
-    "Supervised fine-tuning with Safety Bottleneck Regularization. The flags of `accelerate launch`, and "
-    "`--accelerate_config FILE_OR_NAME`, are taken too, and launch it as `trl sft` does."
-)
+from trl_sbr.scripts.training import TrainingCommand
 
 
 def get_dataclass_types() -> tuple:
-    """The dataclasses of the arguments: TRL's, for its recipes are ours."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from trl_sbr import SBRConfig
@@ -123,86 +29,18 @@ def get_dataclass_types() -> tuple:
     return (ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig)
 
 
-def main(argv: list[str] | None = None) -> int:
-    from trl_sbr.scripts.launcher import launch_if_asked
-
-    return launch_if_asked(get_dataclass_types(), "sft", DESCRIPTION, sys.argv[1:] if argv is None else argv, run)
-
-
-def run(argv: list[str]) -> int:
-    """Trains in this process, which may be one of several."""
-    from accelerate import PartialState
-
-    code = train(argv)
-    # After the trainer is gone: a DDP model that outlives the process group can hang in its destructor (gloo's thread
-    # waits for the GIL, which the destructor holds while it waits for the thread)
-    gc.collect()
-    PartialState().destroy_process_group()
-    return code
+def find_lack(columns: set[str], training_args) -> str | None:
+    text = training_args.dataset_text_field
+    if columns & {"messages", "conversations", "input_ids", text} or {"prompt", "completion"} <= columns:
+        return None
+    return f"`messages`, or `prompt` and `completion`, or `{text}` (named by `dataset_text_field`)"
 
 
-def train(argv: list[str]) -> int:
-    """Trains, writes the result and says where it is."""
-    from trl import get_peft_config, get_quantization_config
-
-    from trl_sbr import SBRSFTTrainer
-    from trl_sbr.trainers.interruption import find_last_checkpoint
-    from trl_sbr.trainers.loading import get_model_init_kwargs
-
-    script_args, training_args, model_args, dataset_args = parse_strictly(
-        get_dataclass_types(), command="sft", description=DESCRIPTION, argv=argv
-    )
-    check_model_name(model_args)
-    training_args.model_init_kwargs = get_model_init_kwargs(training_args, model_args)
-    train_dataset, eval_dataset = load_train_and_eval(script_args, dataset_args, training_args)
-
-    trainer = SBRSFTTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    trainer.dataset_names += [config.path for config in dataset_args.datasets] or [script_args.dataset_name]
-
-    # A flag on the command line is a string, whereas Trainer wants True for "the last checkpoint of `output_dir`"
-    resume = training_args.resume_from_checkpoint
-    resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
-    try:
-        trainer.train(resume_from_checkpoint=resume)
-    except KeyboardInterrupt:
-        if not trainer.interrupted:  # a second Ctrl-C: no checkpoint
-            raise
-
-    say = trainer.accelerator.print
-    output_dir = training_args.output_dir
-    if trainer.interrupted:
-        say(f"\nInterrupted at step {trainer.state.global_step}. Left: {find_last_checkpoint(output_dir)}")
-        if training_args.world_size == 1:
-            say(f"To go on from there: trl-sbr sft {shlex.join(argv)} --resume_from_checkpoint true")
-        else:
-            say("To go on from there: the same command with `--resume_from_checkpoint true`.")
-        return 130
-
-    trainer.save_model(output_dir)
-    what = "adapter" if model_args.use_peft else "model"
-    if trainer.anchor is None:
-        say(f"\nWrote the {what} to {output_dir}. It is unprotected: `anchor_loss_coef` is 0.")
-    else:
-        say(f"\nWrote the hardened {what} with its safety anchor to {output_dir}.")
-        # The base model of an adapter still has the anchor's states; those of a fully fine-tuned model have drifted
-        check = ["--verify", output_dir, "--adapter", output_dir]
-        if not model_args.use_peft:
-            check = ["--compare", output_dir, "--model_name_or_path", output_dir]
-        say(f"Next: trl-sbr anchor {shlex.join([*argv, *check])}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-        say(f"Pushed it to https://huggingface.co/{trainer.hub_model_id}.")
-    return 0
+COMMAND = TrainingCommand("sft", "Supervised fine-tuning", "SBRSFTTrainer", get_dataclass_types, find_lack)
+main = COMMAND.main
 
 
 if __name__ == "__main__":
     from trl_sbr import cli
 
-    sys.exit(cli.run(run, sys.argv[1:]))
+    sys.exit(cli.run(COMMAND.run, sys.argv[1:]))

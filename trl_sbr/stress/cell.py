@@ -25,13 +25,14 @@ from ..anchors.anchor_files import write_atomically
 from ..anchors.untrusted_files import parse_json, read_text, split_lines
 from ..demo.data import chat_row, task_rows
 from ..evaluation.models import ModelEntry
+from ..evaluation.report import refusals_kept
 from ..evaluation.tasks import Task, load_task_file
 from ..judges import load_judge
 from ..trainers.interruption import find_last_checkpoint
 from .aligned import Aligned, locate
 from .attacks import check_disjoint
 from .grid import Cell, StressArguments, cell_folder
-from .measure import make_series, make_short_series, measure, refusals_kept
+from .measure import make_series, make_short_series, measure
 from .run import Run, attack, defence
 
 

@@ -16,7 +16,8 @@ from ..anchors.bottleneck import get_unembedding
 from ..anchors.perturbation import local_part
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.unembedding import unembedding_sha256
-from .sbr_config import SBRConfig
+from .anchor_arguments import AnchorArguments
+from .run_record import PROTECTION_SETTINGS
 
 
 class BottleneckGuard(TrainerCallback):
@@ -30,13 +31,13 @@ class BottleneckGuard(TrainerCallback):
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model, its unembedding frozen, not wrapped for distributed training.
-        args ([`SBRConfig`]):
-            Training arguments.
+        args ([`AnchorArguments`]):
+            The settings of the anchor term.
         is_placed_by_engine (`bool`):
             Whether FSDP or DeepSpeed place the model when training starts: its parameters are other objects from then on.
     """
 
-    def __init__(self, model: nn.Module, args: SBRConfig, is_placed_by_engine: bool):
+    def __init__(self, model: nn.Module, args: AnchorArguments, is_placed_by_engine: bool):
         self.unembedding = get_unembedding(model)
         self._model = model
         self._is_placed_by_engine = is_placed_by_engine
@@ -70,15 +71,15 @@ class BottleneckGuard(TrainerCallback):
             )
         self._term_added = False
 
-    def check_step(self, model: nn.Module, args: SBRConfig, anchor: SafetyAnchor | None) -> None:
+    def check_step(self, model: nn.Module, args: AnchorArguments, anchor: SafetyAnchor | None) -> None:
         """
         Check before an anchor step, without a look at the weights: it costs next to nothing.
 
         Args:
             model (`torch.nn.Module`):
                 The trainer's model.
-            args ([`SBRConfig`]):
-                The trainer's arguments.
+            args ([`AnchorArguments`]):
+                The trainer's settings of the anchor term.
             anchor ([`SafetyAnchor`]):
                 The trainer's anchor.
 
@@ -93,7 +94,7 @@ class BottleneckGuard(TrainerCallback):
                 "or build another trainer."
             )
 
-    def _check_identity(self, model: nn.Module, args: SBRConfig, anchor: SafetyAnchor | None) -> None:
+    def _check_identity(self, model: nn.Module, args: AnchorArguments, anchor: SafetyAnchor | None) -> None:
         if _settings(args) != self._settings:
             raise RuntimeError(
                 f"Found {_settings(args)}, expected {self._settings} as when the trainer was built. Build another trainer for "
@@ -122,7 +123,7 @@ class BottleneckGuard(TrainerCallback):
             )
         check_nothing_shares_its_memory(self._named_parameters, found)
 
-    def check_save(self, model: nn.Module, args: SBRConfig, anchor: SafetyAnchor | None) -> None:
+    def check_save(self, model: nn.Module, args: AnchorArguments, anchor: SafetyAnchor | None) -> None:
         """
         Check what is about to be saved: that it is the same model, held by the same anchor, that the unembedding has its bits,
         and that the trained weights are finite.
@@ -173,8 +174,8 @@ class BottleneckGuard(TrainerCallback):
             )
 
 
-def _settings(args: SBRConfig) -> dict[str, float | str]:
-    return {name: getattr(args, name) for name in ("anchor_loss_coef", "anchor_loss_type", "anchor_reference")}
+def _settings(args: AnchorArguments) -> dict[str, float | str]:
+    return {name: getattr(args, name) for name in PROTECTION_SETTINGS}
 
 
 def _sha256_if_loaded(model: nn.Module) -> str | None:

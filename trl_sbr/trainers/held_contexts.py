@@ -24,12 +24,11 @@ from ..anchors.bottleneck import (
     relative_errors,
     share_prefix,
 )
-from ..anchors.generation import BatchSize, generate_token_ids
+from ..anchors.generation import REFUSAL_TOKENS, begin_answers
 from ..anchors.prompts import Messages, encode_prompts, get_tokenizer
 from ..metrics.harmful_score.refusal import is_refusal
 
 
-_REFUSAL_TOKENS = 32  # enough of an answer to tell a refusal
 _BATCH_SIZE = 32
 
 
@@ -50,28 +49,6 @@ class HeldContext:
     input_ids: list[int]
     reference_ids: list[int]
     num_states: int
-
-
-def begin_answers(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[list[int]], num_tokens: int
-) -> list[list[int]]:
-    """
-    Returns the first tokens of the model's own greedy answers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Causal language model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        input_ids (`Sequence[list[int]]`):
-            Token ids of each prompt, and of the opener behind it if there is one.
-        num_tokens (`int`):
-            Number of tokens at which an answer is cut.
-    """
-    answers = {}
-    for batch in generate_token_ids(model, tokenizer, input_ids, num_tokens, BatchSize(_BATCH_SIZE)):
-        answers.update(batch)
-    return [answers[i] for i in range(len(input_ids))]
 
 
 def push_refusals(
@@ -110,7 +87,7 @@ def push_refusals(
     """
     tokenizer, rng = get_tokenizer(processing_class), random.Random(seed)
     input_ids = encode_prompts(processing_class, prompts)
-    answers = begin_answers(model, tokenizer, input_ids, _REFUSAL_TOKENS)
+    answers = begin_answers(model, tokenizer, input_ids, REFUSAL_TOKENS)
     texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
     refused = [is_refusal(text) for text in texts]
     if not any(refused):
@@ -161,10 +138,8 @@ def keep_answers(
         `list[HeldContext]`: The contexts.
     """
     tokenizer, rng = get_tokenizer(processing_class), random.Random(seed)
-    begun = []
-    for ids in encode_prompts(processing_class, prompts):
-        drawn = ["", *rng.sample(openers, openers_per_prompt)]
-        begun += [ids + tokenizer(opener, add_special_tokens=False)["input_ids"] for opener in drawn]
+    drawn = [(prompt, opener) for prompt in prompts for opener in ("", *rng.sample(openers, openers_per_prompt))]
+    begun = encode_prompts(processing_class, [prompt for prompt, _ in drawn], openers=[opener for _, opener in drawn])
     answers = begin_answers(model, tokenizer, begun, answer_tokens)
     return [
         HeldContext(ids + answer[:-1], ids + answer[:-1], num_states=len(answer))
@@ -176,8 +151,8 @@ def lay_out_held(
     input_ids: Sequence[list[int]], num_states: Sequence[int], in_one_row: bool, device: torch.device | str = "cpu"
 ) -> PromptBatch:
     """
-    Lay out token sequences of which the last positions are held: in one row, where the tokens that all begin with (the
-    template's, and the system prompt's) stand once, or in rows padded on the right.
+    Lay out token sequences of which the last positions are held: in one row, see [`~trl_sbr.anchors.bottleneck.share_prefix`],
+    or in rows padded on the right.
 
     Args:
         input_ids (`Sequence[list[int]]`):

@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout in which the anchor prompts are trained on: it must give the states of plain padded rows, whatever is learned."""
 
+import math
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
 import torch
 from torch import nn
 
@@ -14,14 +18,59 @@ _MOVEMENTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of each weight
 _VISIBLE = 0.3  # relative change of every state that shows what the weights do
 
 
+@dataclass(frozen=True)
+class Turn:
+    """
+    Anchors that are trained on in one optimizer step.
+
+    Args:
+        anchors (`slice`):
+            Which anchors.
+        points (`slice`):
+            Which points are theirs.
+    """
+
+    anchors: slice
+    points: slice
+
+
+def divide_into_turns(anchor: SafetyAnchor, anchors_per_step: int | None) -> list[Turn]:
+    """
+    Divide the anchors into the fewest turns, of nearly equal size. Neighbours, which share a prompt, stay together.
+
+    Args:
+        anchor ([`SafetyAnchor`]):
+            The anchor.
+        anchors_per_step (`int`, *optional*):
+            Number of anchors that a turn has at most. Defaults to all.
+
+    Returns:
+        `list[Turn]`: The turns, whose points in order are all of the anchor's.
+
+    Raises:
+        ValueError: If there are fewer anchors.
+    """
+    if anchors_per_step is not None and anchors_per_step > len(anchor):
+        raise ValueError(
+            f"Expected `anchors_per_step` to be at most the number of anchors, {len(anchor)}, found {anchors_per_step}. Leave it "
+            "out, to train on all of them in every step."
+        )
+    num_turns = math.ceil(len(anchor) / (anchors_per_step or len(anchor)))
+    bounds = [number * len(anchor) // num_turns for number in range(num_turns + 1)]
+    points = [0, *accumulate(anchor.config.points_per_anchor)]
+    return [Turn(slice(start, end), slice(points[start], points[end])) for start, end in pairwise(bounds)]
+
+
 def _shares_a_row(batch: PromptBatch) -> bool:
     return len(batch.inputs["input_ids"]) == 1
 
 
 @torch.no_grad()
-def lay_out_for_training(anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module) -> PromptBatch:
+def lay_out_for_training(
+    anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, part: slice = slice(None)
+) -> PromptBatch:
     """
-    Lay out the anchor prompts in the cheapest way whose states are those of padded rows, see [`SafetyAnchor.lay_out`]: with the
+    Lay out anchors in the cheapest way whose states are those of padded rows, see [`SafetyAnchor.lay_out`]: with the
     weights as they are, and with those moved that may do nothing yet (LoRA's `B` is 0 at first). They have their bits again
     afterwards.
 
@@ -32,20 +81,23 @@ def lay_out_for_training(anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Mod
             Model to be trained, not wrapped for distributed training.
         wrapped (`torch.nn.Module`):
             The model as it is called in training.
+        part (`slice`, *optional*):
+            Which anchors. Defaults to all.
 
     Returns:
-        [`PromptBatch`]: The prompts.
+        [`PromptBatch`]: Their contexts.
     """
-    batch = anchor.lay_out(model, wrapped)
-    padded, unembedding = pad_right(anchor.input_ids, model.device, anchor.positions), get_unembedding(model)
+    input_ids, positions = anchor.input_ids[part], anchor.positions[part]
+    batch = anchor.lay_out(model, wrapped, part)
+    padded, unembedding = pad_right(input_ids, model.device, positions), get_unembedding(model)
     before, parameters = None, get_movable_parameters(model)
     for movement in _MOVEMENTS:
-        if not _shares_a_row(batch) or len(anchor) == 1:
+        if not _shares_a_row(batch) or len(input_ids) == 1:
             break
         if before is None:
             before = final_hidden_states(wrapped, unembedding, padded)
         with moved(parameters, movement):
-            batch = anchor.lay_out(model, wrapped)
+            batch = anchor.lay_out(model, wrapped, part)
             change = relative_errors(final_hidden_states(wrapped, unembedding, padded), before).min()
         if change > _VISIBLE:
             break
@@ -53,7 +105,9 @@ def lay_out_for_training(anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Mod
 
 
 @torch.no_grad()
-def check_layout(anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, batch: PromptBatch) -> None:
+def check_layout(
+    anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, batch: PromptBatch, part: slice = slice(None)
+) -> None:
     """
     Make sure that the trained model's states, in the layout in use, are finite and still those of plain padded rows.
 
@@ -66,6 +120,8 @@ def check_layout(anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, bat
             The model as it is called.
         batch ([`PromptBatch`]):
             The layout in use, from [`lay_out_for_training`].
+        part (`slice`, *optional*):
+            Which anchors it has. Defaults to all.
 
     Raises:
         FloatingPointError: If a state is NaN or infinite.
@@ -76,7 +132,7 @@ def check_layout(anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, bat
             "Found final hidden states on the anchor prompts that are NaN or infinite: the training has blown up, and nothing is "
             "saved. Go on from an earlier checkpoint with a smaller learning rate or `anchor_loss_coef`."
         )
-    if _shares_a_row(batch) and not _shares_a_row(anchor.lay_out(model, wrapped)):
+    if _shares_a_row(batch) and not _shares_a_row(anchor.lay_out(model, wrapped, part)):
         raise RuntimeError(
             "Found that the anchor prompts, trained on in one row with a shared prefix, have other states in rows of their own: "
             "what was held is not what the model does. Something that is trained depends on the row or on the position; train "

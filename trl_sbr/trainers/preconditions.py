@@ -8,19 +8,25 @@ from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.training_args import OptimizerNames
+from transformers.utils import logging
 
+from ..anchors.prompts import cross_system_prompts, find_near_copies, resolve_prompts
+from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
-from .sbr_config import SBRConfig
+from .anchor_arguments import AnchorArguments
 
+
+logger = logging.get_logger(__name__)
 
 # LoRA initializations that leave the base model, and the adapted one, as they are. The others (PiSSA, OLoRA, LoftQ, …)
 # move part of the base weights into the adapter: with the adapter disabled the model is no longer the aligned one.
 _NEUTRAL_LORA_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def check_kind(model: Any, args: SBRConfig, others: tuple) -> None:
-    """Models and adapters that cannot be held, before `SFTTrainer` stumbles over them. `others` may hold an adapter's."""
+def check_kind(model: Any, args: TrainingArguments, others: tuple) -> None:
+    """Models and adapters that cannot be held, before TRL stumbles over them. `others` may hold an adapter's configuration."""
     if isinstance(model, str):
         revision = (args.model_init_kwargs or {}).get("revision")
         check_model_name_is_supported(model, revision=revision, trust_remote_code=args.trust_remote_code)
@@ -31,7 +37,47 @@ def check_kind(model: Any, args: SBRConfig, others: tuple) -> None:
             check_adapter_is_supported(config)
 
 
-def check_setup(model: nn.Module, args: SBRConfig, parallelism: ParallelismConfig | None) -> None:
+def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
+    """
+    An anchor that was given holds what the settings of a capture ask for, where they are set.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    if anchor.config.reference != settings.anchor_reference:
+        raise ValueError(
+            f"The anchor was captured on the reference {anchor.config.reference!r}, found "
+            f"`anchor_reference={settings.anchor_reference!r}`. Set it to the anchor's."
+        )
+    prompts, openers = resolve_prompts(settings.anchor_prompts), anchor.config.openers
+    if prompts is not None:
+        plain = [prompt for prompt, opener in zip(anchor.prompts, openers, strict=True) if not opener]
+        if cross_system_prompts(prompts, settings.anchor_system_prompts) != plain:
+            raise ValueError(
+                f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
+                f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
+            )
+    tokens = max(anchor.config.points_per_anchor)
+    found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(set(openers) - {""})}
+    asked = {
+        "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens == 1 else settings.anchor_refusal_tokens,
+        "anchor_openers": sorted(settings.anchor_openers or found["anchor_openers"]),
+    }
+    if settings.anchor_system_prompts:
+        systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else "" for prompt in anchor.prompts}
+        found["anchor_system_prompts"] = sorted(systems)
+        asked["anchor_system_prompts"] = sorted({system or "" for system in settings.anchor_system_prompts})
+    for name, value in asked.items():
+        if value != found[name]:
+            raise ValueError(
+                f"The anchor was captured with `{name}={found[name]!r}`, found {value!r}. Capture an anchor with that, or leave "
+                "it out."
+            )
+
+
+def check_setup(
+    model: nn.Module, args: TrainingArguments, settings: AnchorArguments, parallelism: ParallelismConfig | None
+) -> None:
     """
     Adapters, optimizers and parallelism under which the anchors' states are not what they seem to be.
 
@@ -46,14 +92,14 @@ def check_setup(model: nn.Module, args: SBRConfig, parallelism: ParallelismConfi
                     "stands before the anchored token, and no weight of the model. Use LoRA or full fine-tuning."
                 )
             init = getattr(config, "init_lora_weights", True)
-            if args.anchor_reference == "base" and init not in _NEUTRAL_LORA_INITS:
+            if settings.anchor_reference == "base" and init not in _NEUTRAL_LORA_INITS:
                 raise ValueError(
                     f"Found `init_lora_weights={init!r}`, which changes the base weights: with the adapter "
                     "disabled the model is not the aligned one. Set `anchor_reference='current'`, or use one of "
                     f"{_NEUTRAL_LORA_INITS}."
                 )
             replication = getattr(config, "layer_replication", None)
-            if args.anchor_reference == "base" and replication is not None:
+            if settings.anchor_reference == "base" and replication is not None:
                 raise ValueError(
                     f"Found `layer_replication={replication}`, whose layers stay when the adapter is disabled: the model "
                     "is not the aligned one then. Set `anchor_reference='current'`, or use LoRA without it."
@@ -62,6 +108,11 @@ def check_setup(model: nn.Module, args: SBRConfig, parallelism: ParallelismConfi
         raise ValueError(
             f"Found `optim={args.optim.value}`, which changes the weights within a backward: the anchor term has "
             "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"Found {args.n_gpu} GPUs in one process, which train copies of the model (`torch.nn.DataParallel`). Launch one process a "
+            "GPU, e.g. with `accelerate launch`."
         )
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise ValueError(
@@ -92,3 +143,24 @@ def check_rows(dataset: Dataset | IterableDataset | None) -> None:
             "The training dataset has no usable row: it is empty, or no row has a token to learn within `max_length`. "
             "Check the file, the split and `max_length`."
         )
+
+
+def warn_of_anchors_in(dataset: Any, anchor: SafetyAnchor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of anchor prompts that stand in the training rows, as TRL leaves them."""
+    if not isinstance(dataset, Dataset):
+        return
+    columns = [name for name in ("input_ids", "prompt_ids", "prompt") if name in dataset.column_names]
+    texts = (_as_text(value, tokenizer) for value in (dataset[columns[0]] if columns else ()))
+    for prompt, count in find_near_copies(anchor.questions, texts).items():
+        logger.warning(
+            f"The anchor prompt {prompt!r}, or a near copy, stands in {count} training rows: its loss and the anchor's pull in "
+            "different directions. Remove the rows, or choose another anchor."
+        )
+
+
+def _as_text(value: str | list[int] | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    if isinstance(value, str):
+        return value
+    if value and isinstance(value[0], dict):
+        return " ".join(str(message["content"]) for message in value)
+    return tokenizer.decode(value)

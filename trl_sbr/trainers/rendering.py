@@ -13,21 +13,21 @@ from ..anchors.anchor_files import CONFIG_NAME, read_config
 from ..anchors.clock import CLOCK
 from ..anchors.prompts import DEFAULT_PROMPTS, record_clock, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
+from .anchor_arguments import SBRArguments
 from .interruption import list_checkpoints
-from .sbr_config import SBRConfig
 
 
 logger = logging.get_logger(__name__)
 
 
 def find_rendering(
-    args: SBRConfig, anchor: SafetyAnchor | None, processing_class: PreTrainedTokenizerBase | ProcessorMixin
+    args: SBRArguments, anchor: SafetyAnchor | None, processing_class: PreTrainedTokenizerBase | ProcessorMixin
 ) -> dict[str, Any]:
     """
     Find the variables of the chat template for a run.
 
     Args:
-        args ([`SBRConfig`]):
+        args ([`SBRArguments`]):
             The training arguments.
         anchor ([`SafetyAnchor`], *optional*):
             The anchor that was given. Without one, the run captures its own.
@@ -65,7 +65,7 @@ def find_rendering(
     return rendering
 
 
-def _clock_of_last_checkpoint(args: SBRConfig) -> tuple[Path | None, str | None]:
+def _clock_of_last_checkpoint(args: SBRArguments) -> tuple[Path | None, str | None]:
     """The time that was recorded for the checkpoint that `args` names, or else for the last of `output_dir`."""
     named = Path(str(args.resume_from_checkpoint))
     checkpoints = [named] if named.is_dir() else reversed(list_checkpoints(args.output_dir))

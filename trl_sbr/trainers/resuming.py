@@ -7,29 +7,29 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..anchors.safety_anchor import SafetyAnchor
+from .anchor_arguments import AnchorArguments
 from .run_record import PROTECTION_SETTINGS, RECORD_NAME, read_record
-from .sbr_config import SBRConfig
 
 
-def check_settings(checkpoint: Path, args: SBRConfig) -> None:
+def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
     """
     Make sure that a checkpoint was trained as a run is about to go on.
 
     Args:
         checkpoint (`Path`):
             The checkpoint.
-        args ([`SBRConfig`]):
-            The run's arguments.
+        args ([`AnchorArguments`]):
+            The run's settings of the anchor term.
 
     Raises:
         FileNotFoundError: If a protected run would go on from a checkpoint without a record.
-        ValueError: If λ, the loss or the reference differs.
+        ValueError: If λ, the loss, the reference or `anchors_per_step` differs.
     """
     if args.anchor_loss_coef == 0 and not (checkpoint / RECORD_NAME).exists():
         return  # of plain fine-tuning, by whatever trainer
     record = read_record(checkpoint / RECORD_NAME)
     for name in PROTECTION_SETTINGS:
-        trained, found = record["sbr"][name], getattr(args, name)
+        trained, found = record["sbr"].get(name), getattr(args, name)
         if found != trained:
             raise ValueError(
                 f"The checkpoint {checkpoint} was trained with `{name}={trained!r}`, found `{name}={found!r}`: what the two "

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
@@ -21,10 +21,11 @@ from peft import PeftModel
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from ..anchors.provenance import cached_commit, is_hub_id
 from ..anchors.schema import read_json_as
+from .hardening_record import HardeningRecord
 
 
 if TYPE_CHECKING:
-    from .sbr_sft_trainer import SBRSFTTrainer
+    from .anchor_mixin import SafetyAnchorMixin
 
 
 RECORD_NAME = "sbr_run.json"
@@ -44,11 +45,13 @@ _TRAINING_SETTINGS = (
     "gradient_accumulation_steps",
     "max_length",
     "packing",
+    "beta",
+    "num_generations",
     "bf16",
     "fp16",
     "seed",
 )
-PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference")
+PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference", "anchors_per_step")
 _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
 
 
@@ -61,6 +64,7 @@ class _Protection(TypedDict):
     anchor_loss_coef: float
     anchor_loss_type: str
     anchor_reference: str
+    anchors_per_step: NotRequired[int | None]  # an older record is of a run on all
 
 
 class _AnchorSource(TypedDict):
@@ -87,6 +91,8 @@ class RunRecord(TypedDict):
     files: dict[str, str]
     datasets: list[_DatasetSource]
     tags: list[str]
+    hardening: NotRequired[HardeningRecord | None]  # of the base model
+    method: NotRequired[list[str]]  # an older record is of TRL's SFT
     training: dict[str, str | int]
     versions: dict[str, str]
 
@@ -152,12 +158,12 @@ def check_folder(folder: Path) -> RunRecord:
     return record
 
 
-def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
+def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
     """
     The record of a training as it stands: no prompt, no data and no path of a dataset is in it.
 
     Args:
-        trainer ([`SBRSFTTrainer`]):
+        trainer ([`SafetyAnchorMixin`]):
             The trainer.
         files (`dict[str, str]`):
             What it has saved, see [`hash_files`].
@@ -165,15 +171,17 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
             Further tags of the card.
     """
     args, anchor = trainer.args, trainer.anchor
+    model_init_kwargs = getattr(args, "model_init_kwargs", None) or {}  # TRL's alone
     base = trainer.model.config._name_or_path
-    settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
+    settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
     return {
         "base_model": {
             "name_or_path": base,
-            "revision": cached_commit(base, (args.model_init_kwargs or {}).get("revision")),
+            "revision": cached_commit(base, model_init_kwargs.get("revision")),
         },
         "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
-        "sbr": {name: getattr(args, name) for name in PROTECTION_SETTINGS},
+        "hardening": trainer.hardening,
+        "sbr": {name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
         "datasets": [
@@ -182,6 +190,7 @@ def make_record(trainer: "SBRSFTTrainer", files: dict[str, str], tags: str | lis
             if is_hub_id(name)
         ],
         "tags": [tags] if isinstance(tags, str) else list(tags or []),
+        "method": [tag for tag in trainer._tag_names if tag != "sbr"],
         "training": {
             "steps": trainer.state.global_step,
             **{name: str(getattr(value, "value", value)) for name, value in settings.items() if value is not None},
@@ -211,7 +220,7 @@ def read_record(path: Path) -> RunRecord:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is not there: `trl-sbr sft`, or `SBRSFTTrainer.save_model`, writes it last, beside an adapter or model. "
+            f"{path} is not there: `trl-sbr sft`, or `save_model` of a trainer that holds an anchor, writes it last, beside an adapter or model. "
             "A save that was cut off leaves none: save again."
         )
     return read_json_as(RunRecord, path, "It is not the record of a training: save the model again.")

@@ -1,155 +1,22 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from transformers import TrainingArguments
 from trl import SFTConfig
 
-
-# Next to the task's gradient nothing of a smaller one survives the rounding of float32
-_MIN_COEF = torch.finfo(torch.float32).eps ** 2
+from .anchor_arguments import SBRArguments
 
 
 @dataclass
-class SBRConfig(SFTConfig):
+class SBRConfig(SBRArguments, SFTConfig):
     r"""
     Configuration class for the [`SBRSFTTrainer`].
 
-    This class includes only the parameters that are specific to Safety Bottleneck Regularization. For the others, see
-    [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]. Using [`~transformers.HfArgumentParser`] this class can
-    be turned into [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be
-    specified on the command line.
-
-    Parameters:
-        > Parameters that control the anchor
-
-        anchor_name_or_path (`str`, *optional*):
-            Folder or Hub repository of the [`SafetyAnchor`] to train with: the anchor's own, or that of an adapter that
-            carries it. Its commit is recorded in what is trained.
-        anchor_revision (`str`, *optional*):
-            Branch, tag or commit of that Hub repository.
-        anchor_prompts (`list[str]`, *optional*):
-            Harmful prompts on which an anchor is captured before training, or one `.txt` or `.jsonl` file of them.
-            With neither anchor nor prompts, eight of the package's pool that the model refuses are captured. With an
-            anchor, they must be its prompts.
-        anchor_reference (`str`, *optional*, defaults to `"base"`):
-            Which model is the aligned one when the model is a [`~peft.PeftModel`]: `"base"`, with its adapters
-            disabled, or `"current"`, with its adapters as they are before training.
-        anchor_require_refusal (`bool`, *optional*, defaults to `True`):
-            Whether the aligned model must refuse every anchor prompt. An anchor that it does not refuse would pin the
-            harmful answer.
-
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables with which the chat template renders the anchor prompts and the training rows (whose own
-            `chat_template_kwargs` come first), e.g. `{"enable_thinking": False}`. With an anchor, they must be its own.
-            If the template writes the date (`strftime_now`) into the prompts, the moment of the capture is recorded
-            among them and used again; `{"strftime_now": "2026-11-25"}` is another one.
-
-        > Parameters that control the loss
-
-        anchor_loss_coef (`float`, *optional*, defaults to `50.0`):
-            Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995). `0.0` is plain
-            supervised fine-tuning: nothing is captured, checked or frozen. One so small that it does nothing is an error.
-        anchor_loss_type (`str`, *optional*, defaults to `"mse"`):
-            Distance `d(h, h_ref)` of which the mean over the anchors is taken: `"mse"`, `‖h - h_ref‖²` averaged over
-            the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
-            `"relative"`, `‖h - h_ref‖² / ‖h_ref‖²`, free of the model's scale.
+    It is [`~trl.SFTConfig`] with the parameters of the anchor term, see [`AnchorArguments`] and [`SBRArguments`]. Using
+    [`~transformers.HfArgumentParser`] this class can be turned into
+    [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the command
+    line.
     """
 
     _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["chat_template_kwargs"]
-
-    anchor_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub repository of the safety anchor to train with."}
-    )
-    anchor_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the anchor's Hub repository."}
-    )
-    anchor_prompts: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Harmful prompts on which an anchor is captured before training, or one .txt or .jsonl file of "
-            "them. With neither anchor nor prompts, eight of the package's pool that the model refuses are captured."
-        },
-    )
-    anchor_reference: str = field(
-        default="base",
-        metadata={
-            "help": "Which model is the aligned one when the model is a PEFT model: with its adapters disabled "
-            "('base') or as they are before training ('current').",
-            "choices": ["base", "current"],
-        },
-    )
-    anchor_require_refusal: bool = field(
-        default=True, metadata={"help": "Whether the aligned model must refuse every anchor prompt."}
-    )
-    chat_template_kwargs: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Variables with which the chat template renders the anchor prompts and the training rows; JSON on the "
-            "command line."
-        },
-    )
-    anchor_loss_coef: float = field(
-        default=50.0,
-        metadata={"help": "Weight of the anchor loss, λ in the paper. 0 is plain, unprotected fine-tuning."},
-    )
-    anchor_loss_type: str = field(
-        default="mse",
-        metadata={
-            "help": "Distance between hidden states: squared error averaged over the hidden dimension ('mse', as in "
-            "the authors' code), summed ('sum', as in the paper's equation), or divided by the reference's squared "
-            "norm ('relative').",
-            "choices": ["mse", "sum", "relative"],
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.anchor_prompts, str):  # a file, from YAML
-            self.anchor_prompts = [self.anchor_prompts]
-        if not isinstance(self.chat_template_kwargs, dict | None):
-            raise ValueError(
-                'Expected `chat_template_kwargs` to be variables of the chat template, e.g. {"enable_thinking": false}, '
-                f"found {self.chat_template_kwargs!r}."
-            )
-        if not 0 <= self.anchor_loss_coef < float("inf"):
-            raise ValueError(f"Expected a finite `anchor_loss_coef` of at least 0, found {self.anchor_loss_coef}.")
-        if 0 < self.anchor_loss_coef < _MIN_COEF:
-            raise ValueError(
-                f"Found `anchor_loss_coef={self.anchor_loss_coef}`, which does nothing in float32. Expected 0, which is plain "
-                f"fine-tuning, or at least {_MIN_COEF:.0e}; the paper's is 50."
-            )
-        for name, choices in {
-            "anchor_loss_type": ("mse", "sum", "relative"),
-            "anchor_reference": ("base", "current"),
-        }.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"Expected `{name}` to be one of {choices}, found {getattr(self, name)!r}.")
-        if self.anchor_revision is not None and self.anchor_name_or_path is None:
-            raise ValueError("Found `anchor_revision` without `anchor_name_or_path`. Set both, or neither.")
-
-    @classmethod
-    def from_training_arguments(cls, args: TrainingArguments) -> "SBRConfig":
-        """
-        Convert [`~trl.SFTConfig`], [`~transformers.TrainingArguments`] or a class derived from them, with the defaults for all
-        that they lack. Fields of a derived class are kept as attributes.
-
-        Args:
-            args ([`~transformers.TrainingArguments`]):
-                Arguments to convert.
-
-        Returns:
-            [`SBRConfig`]: The arguments themselves if they are of this class already.
-        """
-        if isinstance(args, cls):
-            return args
-        # Not `to_dict`, which masks every field whose name ends in `_token`
-        values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
-        known = {f.name for f in fields(cls)}
-        converted = cls(**{name: value for name, value in values.items() if name in known})
-        for name in values.keys() - known:
-            setattr(converted, name, values[name])
-        return converted
