@@ -4,13 +4,17 @@
 
 import json
 import textwrap
+from dataclasses import replace
 
 import pytest
+import yaml
 
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
+from trl_sbr.stress.attacks import standard
 from trl_sbr.stress.grid import StressArguments, parse_shard
 from trl_sbr.stress.report import worst_case
+from trl_sbr.stress.run import attack, defence
 
 
 GRIDS = [name.removeprefix("stress/") for name in recipe_names() if name.startswith("stress/")]
@@ -60,9 +64,9 @@ class TestQuick:
             assert (output_dir / picture).stat().st_size > 5000
         report = json.loads((output_dir / "report.json").read_text())["models"]["tiny"]
         assert report["defences"].keys() == {"sft", "sbr", "mix"}
-        for defence in report["defences"].values():
-            assert defence["attacks"].keys() == {"standard", "refuse_then_comply"}
-            for joined in defence["attacks"].values():
+        for row in report["defences"].values():
+            assert row["attacks"].keys() == {"standard", "refuse_then_comply"}
+            for joined in row["attacks"].values():
                 figures = joined["figures"]
                 assert figures["harmful"]["plain"]["answered"]["n"] == 6 and figures["task"]["correct"]["n"] == 4
                 assert joined["points"].keys() == {"2"} and joined["steps"] == 3
@@ -160,6 +164,17 @@ class TestGrid:
         assert "cells, 0 of them finished" in said and "/standard" in said
         assert not (tmp_path / "out").exists()
         assert f"trl-sbr stress --config {name} " in find_recipe(f"stress/{name}").read_text()
+
+    @pytest.mark.parametrize("name", GRIDS)
+    def test_rows_are_whole(self, name, run, tmp_path):
+        """What `--dry_run` does not look at: each row can be applied, and its settings are ones that a trainer has."""
+        grid = yaml.safe_load(find_recipe(f"stress/{name}").read_text())
+        for registry, rows in ((attack, grid["attacks"]), (defence, grid["defences"])):
+            for row_name, row in rows.items():
+                fresh = replace(run, training=dict(run.training), trainer_kwargs={}, counts={})
+                standard(fresh)
+                registry.apply(row_name, row or {}, fresh)
+                fresh.config_class(output_dir=str(tmp_path), **fresh.training)
 
     def grid(self, **settings):
         return StressArguments(
