@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
 from trl_sbr.stress.attacks import standard
 from trl_sbr.stress.grid import StressArguments, parse_shard
-from trl_sbr.stress.report import worst_case
+from trl_sbr.stress.report import pool, worst_case
 from trl_sbr.stress.run import attack, defence
 
 
@@ -242,3 +243,9 @@ class TestWorstCase:
 
     def test_nothing_useful(self):
         assert worst_case({"c": self.joined(False, plain=99.0)})["asked"] is None
+
+
+def test_seeds_are_pooled_over_the_same_questions():
+    pooled = pool([Share(count, 100).to_dict() for count in (4, 10, 10)])
+    assert (pooled["percent"], pooled["n"], pooled["seeds"], pooled["spread"]) == (8.0, 100, 3, [4.0, 10.0])
+    assert pooled["wilson_95"] == Share(8, 100).to_dict()["wilson_95"]  # no narrower than one seed's

@@ -19,22 +19,22 @@ MAX_INCOHERENT = 20.0  # percent of the answers to harmful questions: above, a l
 
 
 def pool(shares: list[dict]) -> dict:
-    """Returns the share of several cells together, and how far apart they lie."""
-    joined = Share(sum(share["count"] for share in shares), sum(share["n"] for share in shares)).to_dict()
+    """
+    Returns the mean share of several seeds, with its interval over the questions, which are the same for each seed, and
+    the spread over the seeds.
+    """
+    count = sum(share["count"] for share in shares) / len(shares)
     percents = [share["percent"] for share in shares]
-    return joined | {"seeds": len(shares), "spread": [min(percents), max(percents)]}
+    return Share(count, shares[0]["n"]).to_dict() | {"seeds": len(shares), "spread": [min(percents), max(percents)]}
 
 
-def _pool_figures(parts: list[Any]) -> Any:
-    """Joins the figures of several seeds: shares where there are shares, all the way down."""
+def _pool_figures(parts: list[dict]) -> dict:
+    """Pools the shares of several seeds, all the way down; what is said of each question is left out."""
     first = parts[0]
-    if isinstance(first, dict) and "wilson_95" in first:
+    if "wilson_95" in first:
         return pool(parts)
-    if isinstance(first, dict):
-        keys = [key for key in first if key != "refused" or isinstance(first[key], dict)]
-        kept = {key: [part[key] for part in parts if part.get(key) is not None] for key in keys}
-        return {key: _pool_figures(values) for key, values in kept.items() if values}
-    return first
+    values = {key: [part[key] for part in parts if part.get(key)] for key in first}
+    return {key: _pool_figures(found) for key, found in values.items() if found and isinstance(found[0], dict)}
 
 
 def make_report(args: StressArguments) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def make_report(args: StressArguments) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: By model, the figures of the aligned model and of each defence under each attack.
     """
-    models = {}
+    models, made_by = {}, {"judge": [], "versions": [], "machine": []}
     for model in args.models:
         aligned = read_cell(args, Cell(model))
         defences = {}
@@ -56,6 +56,8 @@ def make_report(args: StressArguments) -> dict[str, Any]:
             for attack in args.attacks:
                 cells = [read_cell(args, Cell(model, attack, defence, seed)) for seed in args.seeds]
                 cells = [cell for cell in cells if cell is not None]
+                for name, known in made_by.items():
+                    known += [made for cell in cells if (made := cell[name]) not in known]
                 if cells:
                     defences.setdefault(defence, {})[attack] = _join(cells)
         for attacks in defences.values():
@@ -69,10 +71,12 @@ def make_report(args: StressArguments) -> dict[str, Any]:
                 name: {"worst_case": worst_case(attacks), "attacks": attacks} for name, attacks in defences.items()
             },
         }
-    return {"models": models, "attacks": args.attacks, "defences": args.defences, "seeds": args.seeds}
+    grid = {name: getattr(args, name) for name in ("attacks", "defences", "seeds", "training", "lora", "dtype")}
+    return {"models": models, **grid, **made_by}
 
 
 def _join(cells: list[dict]) -> dict[str, Any]:
+    seconds = [cell["seconds"]["training"] for cell in cells if not cell["resumed"]]
     points = {
         step: _pool_figures([cell["points"][step] for cell in cells if step in cell["points"]])
         for step in cells[0]["points"]
@@ -82,7 +86,7 @@ def _join(cells: list[dict]) -> dict[str, Any]:
         "figures": _pool_figures([cell["figures"] for cell in cells]),
         "points": points,
         "steps": cells[0]["steps"],
-        "seconds_of_training": round(sum(cell["seconds"]["training"] for cell in cells) / len(cells), 1),
+        "seconds_of_training": round(sum(seconds) / len(seconds), 1) if seconds else None,
         "rows": cells[0]["rows"],
     }
 
