@@ -239,7 +239,7 @@ class TestWorstCase:
         )
         assert (worst["asked"]["attack"], worst["asked"]["way"]) == ("b", "attacker")
         assert (worst["prefilled"]["attack"], worst["prefilled"]["way"]) == ("a", "prefilled_unseen")
-        assert worst["left_out"] == ["c", "d"]
+        assert (worst["num_attacks"], worst["left_out"]) == (2, ["c", "d"])
 
     def test_nothing_useful(self):
         assert worst_case({"c": self.joined(False, plain=99.0)})["asked"] is None
