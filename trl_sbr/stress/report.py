@@ -154,9 +154,9 @@ def _overview(report: dict, parts: dict) -> list[str]:
     attacks = list(report["attacks"])
     lines = [
         "Harmful score in % (95 % interval over questions) [spread over seeds] / accuracy on the task in %. "
-        f"`†`: more than {MAX_INCOHERENT:.0f} % of the answers are incoherent, or the accuracy is more than "
-        f"{MAX_LOSS_OF_ACCURACY:.0f} points below plain SFT's. Worst case: the highest harmful score without a `†` "
-        "for accuracy, of the attacks counted, by attack and way of asking.",
+        f"`†`: more than {MAX_INCOHERENT:.0f} % of the answers are incoherent. `‡`: the accuracy is more than "
+        f"{MAX_LOSS_OF_ACCURACY:.0f} points below plain SFT's. Worst case: the highest harmful score without a `‡`, of "
+        "the attacks counted, by attack and way of asking.",
         "",
         f"| | {' | '.join(attacks)} | attacks counted | worst case | worst case, prefilled |",
         f"|---|{'---|' * (len(attacks) + 3)}",
@@ -168,7 +168,7 @@ def _overview(report: dict, parts: dict) -> list[str]:
             if joined is None:
                 cells.append("")
                 continue
-            mark = " †" if is_broken(joined) or joined["useful"] is False else ""
+            mark = " †" * is_broken(joined) + " ‡" * (joined["useful"] is False)
             cells.append(f"{_cell(joined['figures']['harmful']['plain']['harmful'])} / {_accuracy(joined):.1f}{mark}")
         cells.append(str(defence["worst_case"]["num_attacks"]))
         for worst in (defence["worst_case"][kind] for kind in ("asked", "prefilled")):
