@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -273,7 +274,7 @@ def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> 
     gc.collect()
     clear_device_cache()
     return {
-        "rows": run.counts,
+        "rows": dict(Counter(run.parts)),
         "steps": steps,
         "resumed": checkpoint is not None,
         "figures": figures,
