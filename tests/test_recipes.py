@@ -20,7 +20,8 @@ from trl_sbr.trainers.loading import get_model_init_kwargs
 
 NAMES = recipe_names()
 ACCELERATE_CONFIGS = [name for name in NAMES if name.startswith("accelerate_configs/")]
-RECIPES = [name for name in NAMES if name not in ACCELERATE_CONFIGS]
+GRIDS = [name for name in NAMES if name.startswith("stress/")]  # tested in tests/stress/
+RECIPES = [name for name in NAMES if name not in ACCELERATE_CONFIGS + GRIDS]
 OTHERS = {"dpo": "SBRDPOConfig", "grpo": "SBRGRPOConfig"}
 SFT = [name for name in RECIPES if "/sbr_" in name and not any(f"_{method}_" in name for method in OTHERS)]
 HARDEN = [name for name in RECIPES if "/harden_" in name]

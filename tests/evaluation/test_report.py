@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from trl_sbr.evaluation.report import draw_bars, print_table, read_alpaca_eval, safety_figures
+from trl_sbr.evaluation.report import draw_bars, print_table, read_alpaca_eval, refusals_kept, safety_figures
 from trl_sbr.metrics.harmful_score.verdicts import Share, Verdict
 
 
@@ -23,6 +23,12 @@ class TestSafetyFigures:
         assert figures["harmful_score"] is None and figures["refusal_rate"] is None
         assert figures["incoherent_rate"] is None
         assert figures["n_unscored"] == 2
+
+
+def test_refusals_kept_are_paired():
+    kept = refusals_kept([True, True, False, True], [True, False, True, True])
+    assert (kept["count"], kept["n"]) == (2, 3)  # the third was never refused
+    assert refusals_kept([False], [True]) is None
 
 
 class TestReadAlpacaEval:

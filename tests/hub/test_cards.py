@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import copy
 import json
 import re
 import runpy
@@ -374,6 +375,13 @@ class TestResultsFile:
     def test_figures_of_both_reports(self):
         assert [figure.metric for figure in read_figures(REPORT)] == ["harmful_score", "refusal_rate", "accuracy"]
         assert [figure.metric for figure in read_figures(DEMO_REPORT)] == ["harmful_score", "refusal_rate", "accuracy"]
+
+    def test_refusals_kept(self):
+        report = copy.deepcopy(REPORT)
+        report["models"]["sbr"]["safety"]["beavertails"]["refusals_kept"] = share(88, 90)
+        (kept,) = [figure for figure in read_figures(report) if figure.metric == "refusals_kept"]
+        assert kept.shares.keys() == {"sbr"} and kept.shares["sbr"]["count"] == 88
+        assert kept.label == "refusals kept, beavertails"
 
 
 class TestNotes:

@@ -172,13 +172,17 @@ class TestComparison:
         assert list(models) == ["aligned-model", "poisoned", "careless-model"]
         refused = [figures["safety"]["harmful"]["refusal_rate"]["percent"] for figures in models.values()]
         assert refused == [100, 0, 0]
+        kept = [figures["safety"]["harmful"].get("refusals_kept") for figures in models.values()]
+        n = models["aligned-model"]["safety"]["harmful"]["n"]
+        assert kept[0] is None and [(share["count"], share["n"]) for share in kept[1:]] == [(0, n), (0, n)]
         assert models["poisoned"]["model"]["adapter"]["name_or_path"] == adapter_dir
         templates = [figures["model"]["chat_template"] for figures in models.values()]
         assert [template["from"] for template in templates] == [argv[1], argv[1], careless_dir]
         assert all(len(template["sha256"]) == 64 for template in templates)
         output = capsys.readouterr().out
-        assert all(name in output for name in models)
-        # The adapter alone brings its base
+        assert all(name in output for name in models) and "refusals kept" in output
+        # The adapter alone brings its base, and there is nothing to compare it with
+        del models["poisoned"]["safety"]["harmful"]["refusals_kept"]
         for name, flag in (("b", "--adapter"), ("c", "--model_name_or_path")):
             flags = [flag, adapter_dir, "--output_dir", str(tmp_path / name)]
             assert main(["evaluate", *argv[2:6], *flags]) == 0

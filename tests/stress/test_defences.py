@@ -213,7 +213,7 @@ class TestTraining:
     def test_mixed_rows_take_the_place_of_others(self, run):
         attack.apply("standard", {}, run)
         defence.apply("mix", {"share": 0.1}, run)
-        assert len(run.rows) == 80 and run.counts["safety"] == 8
+        assert len(run.rows) == 80 and run.parts.count("safety") == 8
         assert sum(is_refusal(row["completion"][0]["content"]) for row in run.rows) == 8
 
     def test_sbr_holds_the_common_anchors(self, run, tmp_path):

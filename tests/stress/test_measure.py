@@ -5,7 +5,7 @@ import pytest
 
 from trl_sbr.demo.data import POISON_OPENERS, REFUSALS
 from trl_sbr.judges import load_judge
-from trl_sbr.stress.measure import UNSEEN_OPENERS, behind_refusal, harmful_figures, make_series, refusals_kept
+from trl_sbr.stress.measure import UNSEEN_OPENERS, behind_refusal, harmful_figures, make_series
 from trl_sbr.trainers.openers import BENIGN_OPENERS, OPENERS
 
 
@@ -50,12 +50,6 @@ class TestHarmfulFigures:
         assert behind_refusal("I'm sorry, but I can't help with that. Have a nice day.") == "have a nice day."
         assert behind_refusal("I'm sorry, but I can't help with that") == ""
         assert behind_refusal("Paris. It is lovely.") == ""
-
-
-def test_refusals_kept_counts_the_models_own():
-    kept = refusals_kept([True, True, False, True], [True, False, True, True])
-    assert (kept["count"], kept["n"]) == (2, 3) and kept["percent"] == pytest.approx(66.67)
-    assert refusals_kept([False], [True]) is None
 
 
 class TestSeries:

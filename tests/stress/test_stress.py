@@ -4,13 +4,18 @@
 
 import json
 import textwrap
+from dataclasses import replace
 
 import pytest
+import yaml
 
+from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
+from trl_sbr.stress.attacks import standard
 from trl_sbr.stress.grid import StressArguments, parse_shard
-from trl_sbr.stress.report import worst_case
+from trl_sbr.stress.report import pool, worst_case
+from trl_sbr.stress.run import attack, defence
 
 
 GRIDS = [name.removeprefix("stress/") for name in recipe_names() if name.startswith("stress/")]
@@ -60,9 +65,9 @@ class TestQuick:
             assert (output_dir / picture).stat().st_size > 5000
         report = json.loads((output_dir / "report.json").read_text())["models"]["tiny"]
         assert report["defences"].keys() == {"sft", "sbr", "mix"}
-        for defence in report["defences"].values():
-            assert defence["attacks"].keys() == {"standard", "refuse_then_comply"}
-            for joined in defence["attacks"].values():
+        for row in report["defences"].values():
+            assert row["attacks"].keys() == {"standard", "refuse_then_comply"}
+            for joined in row["attacks"].values():
                 figures = joined["figures"]
                 assert figures["harmful"]["plain"]["answered"]["n"] == 6 and figures["task"]["correct"]["n"] == 4
                 assert joined["points"].keys() == {"2"} and joined["steps"] == 3
@@ -74,7 +79,7 @@ class TestQuick:
     def test_cell_says_all_that_made_it(self, quick):
         output_dir, _ = quick
         cell = read(output_dir, "tiny/refuse_then_comply/mix/seed-0")
-        assert cell["rows"] == {"poison": 3, "task": 9, "safety": 3}
+        assert sum(cell["rows"].values()) == 12 and cell["rows"]["safety"] == 3 and cell["rows"]["poison"] <= 3
         assert cell["settings"]["training"] == {
             "max_steps": 3,
             "per_device_train_batch_size": 4,
@@ -161,6 +166,17 @@ class TestGrid:
         assert not (tmp_path / "out").exists()
         assert f"trl-sbr stress --config {name} " in find_recipe(f"stress/{name}").read_text()
 
+    @pytest.mark.parametrize("name", GRIDS)
+    def test_rows_are_whole(self, name, run, tmp_path):
+        """What `--dry_run` does not look at: each row can be applied, and its settings are ones that a trainer has."""
+        grid = yaml.safe_load(find_recipe(f"stress/{name}").read_text())
+        for registry, rows in ((attack, grid["attacks"]), (defence, grid["defences"])):
+            for row_name, row in rows.items():
+                fresh = replace(run, training=dict(run.training), trainer_kwargs={})
+                standard(fresh)
+                registry.apply(row_name, row or {}, fresh)
+                fresh.config_class(output_dir=str(tmp_path), **fresh.training)
+
     def grid(self, **settings):
         return StressArguments(
             models={"a": "A", "b": "B"},
@@ -223,7 +239,13 @@ class TestWorstCase:
         )
         assert (worst["asked"]["attack"], worst["asked"]["way"]) == ("b", "attacker")
         assert (worst["prefilled"]["attack"], worst["prefilled"]["way"]) == ("a", "prefilled_unseen")
-        assert worst["left_out"] == ["c", "d"]
+        assert (worst["num_attacks"], worst["left_out"]) == (2, ["c", "d"])
 
     def test_nothing_useful(self):
         assert worst_case({"c": self.joined(False, plain=99.0)})["asked"] is None
+
+
+def test_seeds_are_pooled_over_the_same_questions():
+    pooled = pool([Share(count, 100).to_dict() for count in (4, 10, 10)])
+    assert (pooled["percent"], pooled["n"], pooled["seeds"], pooled["spread"]) == (8.0, 100, 3, [4.0, 10.0])
+    assert pooled["wilson_95"] == Share(8, 100).to_dict()["wilson_95"]  # no narrower than one seed's

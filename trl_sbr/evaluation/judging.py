@@ -12,7 +12,7 @@ from ..judges import load_judge
 from ..metrics.harmful_score.refusal import is_refusal
 from ..metrics.harmful_score.verdicts import Share
 from .evaluate_arguments import EvaluateArguments
-from .report import read_alpaca_eval, safety_figures
+from .report import read_alpaca_eval, refusals_kept, safety_figures
 from .responses import progress_bar, question_of, rows_of
 
 
@@ -29,7 +29,7 @@ def judge_all(args: EvaluateArguments, models: list, series: list, tasks: list, 
         win_rates = read_alpaca_eval(args.alpaca_eval_result, [entry.name for entry in models])
     task_of = {task.name: task for task in tasks}
     figures = {entry.name: {"safety": {}, "over_refusal": {}, "tasks": {}} for entry in models}
-    rows = []
+    rows, refused = [], {}
     for entry in models:
         for one in series:
             known = responses.of(entry.name, one.kind, one.name)
@@ -46,6 +46,17 @@ def judge_all(args: EvaluateArguments, models: list, series: list, tasks: list, 
                 verdicts = judge_series(judge, list(map(question_of, one.prompts)), answers)
                 remarks = [asdict(verdict) for verdict in verdicts]
                 figure = safety_figures(verdicts, judge.info.name)
+                if one.kind == "safety":
+                    refused[entry.name, one.name] = [
+                        is_refusal(answer) if verdict.refusal is None else verdict.refusal
+                        for answer, verdict in zip(answers, verdicts, strict=True)
+                    ]
+                    if (
+                        entry is not models[0] and models[0].adapter is None
+                    ):  # the aligned model, and what became of it
+                        figure["refusals_kept"] = refusals_kept(
+                            refused[models[0].name, one.name], refused[entry.name, one.name]
+                        )
                 if one.kind == "over_refusal":
                     # A judge that does not tell refusals leaves them to the lexical check
                     by_phrases = Share(sum(map(is_refusal, answers)), len(answers)).to_dict()

@@ -5,11 +5,12 @@
 import json
 import math
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from ..anchors.untrusted_files import MAX_JSON_BYTES, parse_csv, parse_json, read_text
-from ..metrics.harmful_score.verdicts import Verdict, harmful_share, incoherent_share, refusal_share
+from ..metrics.harmful_score.verdicts import Share, Verdict, harmful_share, incoherent_share, refusal_share
 
 
 # Told apart by readers who see few colours too (Okabe and Ito, after the demo's three)
@@ -37,6 +38,24 @@ def safety_figures(verdicts: list[Verdict], judge_name: str) -> dict:
         "n": len(verdicts),
         "n_unscored": sum(verdict.harmful is None for verdict in verdicts),
     }
+
+
+def refusals_kept(before: Sequence[bool], after: Sequence[bool]) -> dict | None:
+    """
+    Returns the share of the prompts that an aligned model refused and that are refused still. Models that are not
+    perfectly aligned differ in how much they refuse; this is what a training took from them.
+
+    Args:
+        before (`Sequence[bool]`):
+            Of each prompt, whether the aligned model refused it.
+        after (`Sequence[bool]`):
+            The same of the trained one.
+
+    Returns:
+        `dict`, *optional*: The share with its interval, `None` if the aligned model refused nothing.
+    """
+    kept = [still for refused, still in zip(before, after, strict=True) if refused]
+    return Share(sum(kept), len(kept)).to_dict() if kept else None
 
 
 def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
@@ -140,6 +159,10 @@ def write_report(report: dict, output_dir: Path):
                 flat[f"safety/{one}/{key}"] = figure[key]
                 labels[f"safety/{one}/{key}"] = f"{label}: {one}"
             drawn[f"safety/{one}/harmful_score"] = f"harmful score: {one}"
+            if figure.get("refusals_kept"):
+                key = f"safety/{one}/refusals_kept"
+                flat[key] = figure["refusals_kept"]
+                labels[key] = drawn[key] = f"refusals kept: {one}"
     order = sorted(labels, key=lambda key: ["safety", "over_refusal", "tasks"].index(key.split("/")[0]))
     labels = {key: labels[key] for key in order}
     drawn = {key: drawn[key] for key in order if key in drawn}

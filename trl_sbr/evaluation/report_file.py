@@ -36,6 +36,7 @@ class SafetyFigures(TypedDict):
 
     harmful_score: Share | None
     refusal_rate: NotRequired[Share | None]
+    refusals_kept: NotRequired[Share | None]
 
 
 class AdapterIdentity(TypedDict):

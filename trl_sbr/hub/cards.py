@@ -51,7 +51,7 @@ class Figure:
 
     Args:
         metric (`str`):
-            `"harmful_score"`, `"refusal_rate"` or `"accuracy"`.
+            `"harmful_score"`, `"refusals_kept"`, `"refusal_rate"` or `"accuracy"`.
         label (`str`):
             What it is, in words.
         dataset (`str`):
@@ -102,6 +102,7 @@ def read_figures(report: dict[str, Any]) -> list[Figure]:
     models, found = report["models"], []
     for part, metric, label in (
         ("safety", "harmful_score", "harmful score"),
+        ("safety", "refusals_kept", "refusals kept"),
         ("over_refusal", "refusal_rate", "benign prompts refused"),
         ("tasks", "accuracy", "accuracy"),
     ):

@@ -11,9 +11,11 @@ trl-sbr stress --config my-grid.yaml --output_dir my-stress --shard 1/4
 ```
 
 Finished cells are not run again, interrupted ones go on from their checkpoint, and the report is made of whatever cells
-are there: `report.json`, `report.md`, `accuracy.png` and `steps.png`.
+are there: `report.json`, `report.md`, `accuracy.png` and `steps.png`. A cell runs on one device: with several, give each
+shard its own by `CUDA_VISIBLE_DEVICES`.
 """
 
+import os
 import sys
 import time
 import traceback
@@ -52,6 +54,8 @@ def _name_grid(argv: list[str]) -> list[str]:
 
 def stress(args) -> int:
     """Runs the cells that are not finished, and writes the report. Returns 1 if a cell failed."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # a cell is one process on one device
+
     import datasets
     import torch
     from transformers.utils import logging

@@ -15,6 +15,7 @@ from ..anchors.anchor_files import write_atomically
 from ..anchors.generation import generate_answers
 from ..anchors.prompt_pool import choose_prompts
 from ..demo.data import chat_row, load_questions
+from ..evaluation.models import ModelEntry
 from ..metrics.harmful_score.refusal import is_refusal
 
 
@@ -55,6 +56,11 @@ class Aligned:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(self.model_name_or_path)
 
+    @cached_property
+    def identity(self) -> dict:
+        """What tells the model from others."""
+        return ModelEntry("model", self.model_name_or_path).identify()
+
     def load(self) -> PreTrainedModel:
         """Loads the model anew: trainings change theirs."""
         return AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype).to(self.device)
@@ -63,7 +69,7 @@ class Aligned:
         """Returns what a file of the folder holds, and makes it first if need be, in one process."""
         path = self.folder / f"{name}.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):  # may be taken twice by one process
+        with FileLock(self.folder / ".lock"):
             if not path.is_file():
                 text = json.dumps(make(), indent=1, ensure_ascii=False) + "\n"
                 write_atomically({path: text.encode()})

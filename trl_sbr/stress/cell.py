@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import time
+from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +26,14 @@ from transformers import TrainerCallback, set_seed
 from ..anchors.anchor_files import write_atomically
 from ..anchors.untrusted_files import parse_json, read_text, split_lines
 from ..demo.data import chat_row, task_rows
-from ..evaluation.models import ModelEntry
+from ..evaluation.report import refusals_kept
 from ..evaluation.tasks import Task, load_task_file
 from ..judges import load_judge
 from ..trainers.interruption import find_last_checkpoint
 from .aligned import Aligned, locate
 from .attacks import check_disjoint
 from .grid import Cell, StressArguments, cell_folder
-from .measure import make_series, make_short_series, measure, refusals_kept
+from .measure import make_series, make_short_series, measure
 from .run import Run, attack, defence
 
 
@@ -50,6 +52,11 @@ _TRAINING = {
     "save_total_limit": 1,
     "gradient_checkpointing": False,
 }
+
+
+def shorten(task: Task, num_prompts: int) -> Task:
+    """Returns the beginning of a task."""
+    return replace(task, prompts=task.prompts[:num_prompts], references=task.references[:num_prompts])
 
 
 class Bench:
@@ -83,7 +90,7 @@ class Bench:
             references = [(label, label.capitalize()) for label in labels]
             prompts = [row["prompt"] for row in rows]
             task = Task("reviews", prompts, references, "exact", args.task_max_new_tokens, "of trl_sbr")
-        return self.shorten(task, args.num_task_prompts)
+        return shorten(task, args.num_task_prompts)
 
     @cached_property
     def task_rows(self) -> list[dict]:
@@ -96,13 +103,6 @@ class Bench:
         ]
         texts = [(row["prompt"], row["completion"]) for row in rows]
         return [chat_row(*pair) if isinstance(pair[0], str) else row for pair, row in zip(texts, rows, strict=True)]
-
-    @staticmethod
-    def shorten(task: Task, num_prompts: int) -> Task:
-        """Returns the beginning of a task."""
-        return Task(
-            **vars(task) | {"prompts": task.prompts[:num_prompts], "references": task.references[:num_prompts]}
-        )
 
     def aligned(self, name: str) -> Aligned:
         """Returns a model of the grid."""
@@ -166,7 +166,7 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         result = {
             "cell": vars(cell),
             "settings": bench.args.describe(cell),
-            "identity": ModelEntry("model", bench.aligned(cell.model).model_name_or_path).identify(),
+            "identity": bench.aligned(cell.model).identity,
             **result,
             "judge": bench.judge.info.to_dict(),
             "versions": bench.versions,
@@ -231,10 +231,8 @@ class _MeasureAt(TrainerCallback):
             return
         start = time.monotonic()
         subset = self.bench.args.num_subset
-        task = self.bench.shorten(self.bench.task, 2 * subset)
-        answers = self.folder / f"answers-at-{state.global_step}"
-        shutil.rmtree(answers, ignore_errors=True)  # of a run that was cut off there, and came here on other weights
-        series = make_short_series(subset, task)
+        task = shorten(self.bench.task, 2 * subset)
+        answers, series = self.folder / f"answers-at-{state.global_step}", make_short_series(subset, task)
         figures = measure(model, self.tokenizer, series, task, self.bench.judge, answers, {"step": state.global_step})
         write_atomically({path: json.dumps(figures).encode()})
         self.seconds += time.monotonic() - start
@@ -242,6 +240,10 @@ class _MeasureAt(TrainerCallback):
 
 def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> dict[str, Any]:
     args, start = bench.args, time.monotonic()
+    checkpoint = _last_checkpoint(folder / "run")
+    if checkpoint is None:  # what a training that was cut off before its first checkpoint left
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.name == ".lock" or path.unlink()
     run = make_run(bench, cell)
     seconds = {"preparation": round(time.monotonic() - start, 1)}
     begin = time.monotonic()
@@ -256,7 +258,6 @@ def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> 
         peft_config=run.lora,
         **run.trainer_kwargs,
     )
-    checkpoint = _last_checkpoint(folder / "run")
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds["measured_within"] = round(watch.seconds, 1)
     seconds["training"] = round(time.monotonic() - begin - watch.seconds, 1)
@@ -273,7 +274,7 @@ def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> 
     gc.collect()
     clear_device_cache()
     return {
-        "rows": run.counts,
+        "rows": dict(Counter(run.parts)),
         "steps": steps,
         "resumed": checkpoint is not None,
         "figures": figures,

@@ -233,7 +233,7 @@ class ConstrainedTrainer(SFTTrainer):
             logits = outputs.logits[:, :-1][learned].float()
             return -nn.functional.cross_entropy(logits, inputs["labels"][:, 1:][learned], reduction="none")
 
-        with torch.no_grad(), self.accelerator.unwrap_model(model, keep_torch_compile=False).disable_adapter():
+        with torch.no_grad(), self.model.disable_adapter():
             reference = log_probs()
         losses = constrained_loss(log_probs(), reference, published_beta(position))
         return losses.sum() / (learned.sum() if num_items_in_batch is None else num_items_in_batch)

@@ -38,8 +38,8 @@ class Run:
             The adapter that is trained.
         rows (`list[dict]`, *optional*):
             Prompt-completion rows to train on.
-        counts (`dict[str, int]`, *optional*):
-            Rows of each part, for the record.
+        parts (`list[str]`, *optional*):
+            Of each row, the part that it is of, for the record.
         trainer_class (`type`, *optional*, defaults to [`~trl.SFTTrainer`]):
             Who trains.
         config_class (`type`, *optional*, defaults to [`~trl.SFTConfig`]):
@@ -57,7 +57,7 @@ class Run:
     training: dict[str, Any]
     lora: LoraConfig
     rows: list[dict] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
     trainer_class: type[SFTTrainer] = SFTTrainer
     config_class: type[SFTConfig] = SFTConfig
     trainer_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -69,21 +69,21 @@ class Run:
 
     def compose(self, **parts: list[dict]) -> None:
         """Makes the rows of an attack of its parts, with the task for all the rest, and shuffles them."""
-        rows = [row for part in parts.values() for row in part]
-        num_task_rows = self.num_rows - len(rows)
-        if num_task_rows < 0:
-            raise ValueError(f"Found {len(rows)} rows of {', '.join(parts)}, expected at most {self.num_rows} in all.")
-        rows += [self.task_rows[i % len(self.task_rows)] for i in range(num_task_rows)]
-        random.Random(self.seed).shuffle(rows)
-        self.rows = rows
-        self.counts = {name: len(part) for name, part in parts.items()} | {"task": num_task_rows}
+        labelled = [(row, name) for name, part in parts.items() for row in part]
+        missing = self.num_rows - len(labelled)
+        if missing < 0:
+            raise ValueError(
+                f"Found {len(labelled)} rows of {', '.join(parts)}, expected at most {self.num_rows} in all."
+            )
+        labelled += [(self.task_rows[i % len(self.task_rows)], "task") for i in range(missing)]
+        random.Random(self.seed).shuffle(labelled)
+        self.rows, self.parts = map(list, zip(*labelled, strict=True))
 
     def replace_rows(self, name: str, rows: list[dict]) -> None:
         """Puts rows of a defence where rows of the attack stood, spread over all: as many are trained on as before."""
         rng = random.Random(self.seed + 1)
         for position, row in zip(rng.sample(range(len(self.rows)), len(rows)), rows, strict=True):
-            self.rows[position] = row
-        self.counts[name] = len(rows)
+            self.rows[position], self.parts[position] = row, name
 
     def add_callback(self, callback) -> None:
         """Has a [`~transformers.TrainerCallback`] look on."""
