@@ -325,7 +325,8 @@ def prove_bottleneck(
             for ids, points in zip(input_ids, positions, strict=True)
         ]
     ).float()
-    something_else = torch.tensor([input_ids[0][:1]] * len(states), device=device)
+    # Two tokens: a single one is a step of decoding, for which some forwards do without the unembedding's module
+    something_else = torch.tensor([input_ids[0][:1] * 2] * len(states), device=device)
     with _unembedding_input(unembedding, lambda hidden: states.to(hidden.dtype).unsqueeze(1)):
         found = model(input_ids=something_else, use_cache=False).logits[:, 0].float()
     error = relative_errors(found, expected).max().item()
