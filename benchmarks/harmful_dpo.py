@@ -133,8 +133,8 @@ def main(args: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Harmful preference tuning with and without the anchor.")
     parser.add_argument("--model", required=True, help="folder of the demo's aligned model")
-    parser.add_argument("--pairs", type=int, default=120)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser

@@ -109,6 +109,8 @@ class TestTraining:
         assert torch.equal(anchor.hidden_states, trainer.anchor.hidden_states)
         record = json.loads((tmp_path / RECORD_NAME).read_text())
         assert record["sbr"] == {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
+        method = kind.removeprefix("SBR").removesuffix("Trainer").lower()
+        assert record["method"] == (["trl", method] if method else [])
 
     @any_trainer
     def test_evaluation_names_the_anchor_loss(self, tmp_path, kind):

@@ -82,8 +82,10 @@ class BottleneckGuard(TrainerCallback):
         """While a training is on, no optimizer steps with the model's weights without the term, in whoever's loop it is."""
 
         def check(optimizer, args, kwargs):
+            if self._term_added:
+                return
             parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            if not self._term_added and any(id(p) in parameters for _, p in self._named_parameters):
+            if any(id(p) in parameters for _, p in self._named_parameters):  # and not another model's optimizer
                 raise RuntimeError(_WITHOUT_THE_TERM)
 
         handle = register_optimizer_step_pre_hook(check)

@@ -53,7 +53,8 @@ def protect(
     carry the anchor, a card and the run's record, and these are what is pushed; Ctrl-C leaves a checkpoint.
 
     Call it when the trainer is built, and before it trains or has an optimizer: the unembedding is frozen here. Errors and
-    records name the settings as [`AnchorArguments`] does.
+    records name the settings as [`AnchorArguments`] does. The training rows are left as they are: render them with the
+    `chat_template_kwargs` that the anchor was captured with.
 
     Args:
         trainer ([`~transformers.Trainer`]):
