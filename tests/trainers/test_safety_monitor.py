@@ -129,10 +129,10 @@ class TestSafetyMonitor:
         held_out = SafetyMonitor(trainer, refusals=True).anchor
         assert set(held_out.questions) <= load_prompt_pool().keys() - set(trainer.anchor.questions)
         assert len(held_out) == 8
+        trainer.add_callback(SafetyMonitor(trainer, trainer.anchor))
         with pytest.raises(ValueError, match="Found 8 of the monitor's prompts among the anchors that are trained on"):
-            SafetyMonitor(trainer, trainer.anchor)
-        anchor = capture(build_refusing_model(), OTHER_PROMPTS)
-        assert SafetyMonitor(trainer, anchor).anchor is anchor
+            trainer.train()
+        assert trainer.state.global_step == 0
 
     @pytest.mark.parametrize(
         ("settings", "message"),
