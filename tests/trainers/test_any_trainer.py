@@ -328,6 +328,25 @@ class TestProtect:
             trainer.train()
         assert torch.equal(trainer.model.model.embed_tokens.weight, before)
 
+    def test_method_put_on_the_instance(self, tmp_path):
+        trainer = self.build(tmp_path, max_steps=1)
+        original, calls = trainer.train, []
+
+        def train(*args, **kwargs):  # as Unsloth does
+            calls.append(args)
+            return original(*args, **kwargs)
+
+        trainer.train = train
+        with pytest.raises(ValueError, match="are not the anchor's"):
+            protect(trainer, capture(build_model("llama", seed=1)), require_refusal=False)
+        assert trainer.train is train
+        protect(trainer, capture(build_model("llama")), require_refusal=False)
+        with pytest.raises(ValueError, match="No valid checkpoint found"):
+            trainer.train(resume_from_checkpoint=True)
+        assert not calls  # the mixin's comes first
+        trainer.train()
+        assert len(calls) == 1 and history(trainer, "anchor_loss") == [0]
+
     def test_in_the_middle_of_a_training(self, tmp_path):
         anchor = capture(build_model("llama"))
         late = At("on_step_end", lambda model: protect(trainer, anchor, require_refusal=False))

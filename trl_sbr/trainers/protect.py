@@ -99,15 +99,21 @@ def protect(
     )
     _check_can_be_protected(trainer, settings)
     # A class, and no methods put on the instance: the trainer's own overrides stand between the mixin's and `Trainer`'s, as in
-    # `SBRSFTTrainer`
+    # `SBRSFTTrainer`. So do those that somebody has put on the instance (Unsloth: `train`), where they would go round the mixin's
     own, callbacks = type(trainer), list(trainer.callback_handler.callbacks)
-    bases = (_ProtectedTrainer, *(() if own is Trainer else (own,)), _JustBeforeTrainer)
-    trainer.__class__ = type(f"Protected{own.__name__}", bases, {})
+    on_instance = {name: value for name, value in vars(trainer).items() if hasattr(_ProtectedTrainer, name)}
+    bases = [own] if own is not Trainer else []
+    if on_instance:
+        bases = [type(own.__name__, (own,), {name: staticmethod(value) for name, value in on_instance.items()})]
+    trainer.__class__ = type(f"Protected{own.__name__}", (_ProtectedTrainer, *bases, _JustBeforeTrainer), {})
+    for name in on_instance:
+        delattr(trainer, name)
     try:
         anchor = trainer._find_anchor(trainer.model, trainer.args, settings, anchor if is_artifact else None)
         trainer._hold_anchor(settings, anchor)
     except BaseException:  # another anchor may be tried
         trainer.__class__, trainer.callback_handler.callbacks = own, callbacks
+        vars(trainer).update(on_instance)
         raise
     return trainer
 
