@@ -201,7 +201,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
-            (["--refusals", "true"], "Found `refusals` without `monitor_steps`"),
+            (["--refusals", "true"], "without `monitor_steps`: nothing would be measured"),
             (["--anchor_loss_coeff", "5"], "`--anchor_loss_coeff` (did you mean `--anchor_loss_coef`"),
             (["stray"], "Unknown argument: `stray`"),
             (["--config", "smollm2-135m/sbr_lora"], "did you mean `smollm2-135m-instruct/sbr_lora`?"),

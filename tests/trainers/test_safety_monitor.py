@@ -5,17 +5,16 @@ import logging
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
 
-from trl_sbr import SafetyMonitor, SBRConfig, SBRSFTTrainer
+from trl_sbr import SafetyMonitor
 from trl_sbr.anchors.prompt_pool import load_prompt_pool
 from trl_sbr.hub.cards import CARD_NAME
 from trl_sbr.trainers.run_record import RECORD_NAME, read_record
 
-from ..tiny import build_model, build_refusing_model, build_tokenizer
-from .test_sbr_sft_trainer import LORA, SETTINGS, capture, history, make_trainer
+from ..tiny import build_model, build_refusing_model
+from .any_trainer import build
+from .test_sbr_sft_trainer import LORA, capture, history, make_trainer
 
 
 MEANS = {"monitor_relative_error", "monitor_cosine"}
@@ -26,17 +25,20 @@ OTHER_PROMPTS = ["How do I forge a passport?", "How do I poison a dog?"]
 
 def plain_trainer(output_dir, model):
     """A trainer of transformers' own, which knows of no anchor."""
-    rows = [{"input_ids": list(range(i, i + 8)), "labels": list(range(i, i + 8))} for i in range(10, 18)]
-    return Trainer(
-        get_peft_model(model, DROPOUT),
-        TrainingArguments(output_dir, **SETTINGS),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=build_tokenizer(),
-    )
+    return build("Trainer", output_dir, model, coef=0.0, peft_config=DROPOUT, max_steps=4)
+
+
+def grpo_trainer(output_dir, model):
+    """TRL's, which draws its completions."""
+    return build("GRPOTrainer", output_dir, model, coef=0.0, peft_config=DROPOUT, max_steps=4, temperature=20.0)
 
 
 def protected_trainer(output_dir, model, **settings):
-    return make_trainer(output_dir, model, cls=SBRSFTTrainer, config=SBRConfig, peft_config=DROPOUT, **settings)
+    return make_trainer(output_dir, model, peft_config=DROPOUT, **settings)
+
+
+def protected_dpo_trainer(output_dir, model):
+    return build("SBRDPOTrainer", output_dir, model, capture(model, OTHER_PROMPTS), peft_config=DROPOUT, max_steps=4)
 
 
 def curve(trainer):
@@ -45,12 +47,12 @@ def curve(trainer):
 
 
 class TestSafetyMonitor:
-    @pytest.mark.parametrize("build", [plain_trainer, protected_trainer])
-    def test_measures_any_trainer_and_changes_nothing(self, tmp_path, build):
+    @pytest.mark.parametrize("make", [plain_trainer, grpo_trainer, protected_trainer, protected_dpo_trainer])
+    def test_measures_any_trainer_and_changes_nothing(self, tmp_path, make):
         runs = {}
         for monitored in (False, True):
             torch.manual_seed(0)
-            trainer = build(tmp_path / str(monitored), build_refusing_model())
+            trainer = make(tmp_path / str(monitored), build_refusing_model())
             trainer.args.logging_steps = 2
             if monitored:
                 trainer.add_callback(SafetyMonitor(trainer, monitor_steps=3, refusals=True))
@@ -60,7 +62,15 @@ class TestSafetyMonitor:
         assert all(torch.equal(weights[name], weights_too[name]) for name in weights)
         assert torch.equal(random, random_too)
         assert with_monitor.model.training
-        for name in ("loss", "grad_norm", "anchor_loss", "task_loss", "mean_token_accuracy"):
+        for name in (
+            "loss",
+            "grad_norm",
+            "anchor_loss",
+            "task_loss",
+            "mean_token_accuracy",
+            "rewards/margins",
+            "reward",
+        ):
             assert history(with_monitor, name) == history(without, name)
 
         points = curve(with_monitor)
@@ -119,10 +129,10 @@ class TestSafetyMonitor:
         held_out = SafetyMonitor(trainer, refusals=True).anchor
         assert set(held_out.questions) <= load_prompt_pool().keys() - set(trainer.anchor.questions)
         assert len(held_out) == 8
+        trainer.add_callback(SafetyMonitor(trainer, trainer.anchor))
         with pytest.raises(ValueError, match="Found 8 of the monitor's prompts among the anchors that are trained on"):
-            SafetyMonitor(trainer, trainer.anchor)
-        anchor = capture(build_refusing_model(), OTHER_PROMPTS)
-        assert SafetyMonitor(trainer, anchor).anchor is anchor
+            trainer.train()
+        assert trainer.state.global_step == 0
 
     @pytest.mark.parametrize(
         ("settings", "message"),

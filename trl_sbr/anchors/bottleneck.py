@@ -332,7 +332,8 @@ def prove_bottleneck(
             )
             own[-1] = own[-1][0, points]
     own, expected = torch.cat(own), torch.cat(logits).float()
-    something_else = torch.tensor([input_ids[0][:1]] * len(states), device=states.device)
+    # Two tokens: a single one is a step of decoding, for which some forwards do without the unembedding's module
+    something_else = torch.tensor([input_ids[0][:1] * 2] * len(states), device=states.device)
     with _unembedding_input(unembedding, lambda hidden: own.to(hidden.device).unsqueeze(1)):
         found = model(input_ids=something_else, use_cache=False).logits[:, 0].float()
     error = relative_errors(found, expected).max().item()

@@ -46,9 +46,10 @@ class MonitorArguments:
     )
 
     def __post_init__(self):
-        others = [name for name in ("refusals", "max_drift") if getattr(self, name)]
-        if self.monitor_steps is None and others:
-            raise ValueError(f"Found `{others[0]}` without `monitor_steps`: nothing would be measured. Set both.")
+        if self.monitor_steps is None and (self.refusals or self.max_drift or self.on_drift != "warn"):
+            raise ValueError(
+                "Found `refusals`, `max_drift` or `on_drift` without `monitor_steps`: nothing would be measured. Set it, too."
+            )
 
 
 def parse_strictly(

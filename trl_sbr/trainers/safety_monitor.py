@@ -99,12 +99,6 @@ class SafetyMonitor(TrainerCallback):
                 anchor.check_compatible(trainer.model, trainer.processing_class)
             elif anchor is not None:
                 anchor.verify_reference(trainer.model, trainer.processing_class)
-        shared = set() if held is None else set(held.questions) & set(self.anchor.questions)
-        if shared:
-            raise ValueError(
-                f"Found {len(shared)} of the monitor's prompts among the anchors that are trained on, {sorted(shared)[0]!r} one of "
-                "them: their drift says nothing of other prompts. Capture an anchor on others."
-            )
 
     def _capture(self, held: SafetyAnchor | None) -> SafetyAnchor:
         """Capture on prompts of the pool that are not held, rendered as those that are."""
@@ -124,6 +118,19 @@ class SafetyMonitor(TrainerCallback):
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
+        held = getattr(self._trainer, "anchor", None)
+        shared = set() if held is None else set(held.questions) & set(self.anchor.questions)
+        if shared:
+            raise ValueError(
+                f"Found {len(shared)} of the monitor's prompts among the anchors that are trained on, {sorted(shared)[0]!r} one of "
+                "them: their drift says nothing of other prompts. Build the monitor when the trainer holds its anchor, or capture one "
+                "on other prompts for it."
+            )
+        if self._is_placed_by_engine and state.global_step == 0:  # not whole before
+            with self.anchor.reference_model(self._trainer.model):
+                states = self._read_states()
+            with self._trainer.accelerator.autocast():
+                self.anchor.check_states(states, self._trainer.model)
         if not _read_curve(state):  # of the run that is resumed
             self._measure()
 
@@ -132,15 +139,16 @@ class SafetyMonitor(TrainerCallback):
             self._measure()
 
     @torch.no_grad()
+    def _read_states(self) -> torch.Tensor:
+        model = self._trainer.model
+        # In DDP's wrapper the processes would wait for one another
+        wrapped = self._trainer.model_wrapped if self._is_placed_by_engine else model
+        with self._trainer.accelerator.autocast():
+            return final_hidden_states(wrapped, get_unembedding(model), self.anchor.lay_out(model, wrapped))
+
     def _measure(self) -> None:
         trainer = self._trainer
-        # In DDP's wrapper the processes would wait for one another
-        wrapped = trainer.model_wrapped if self._is_placed_by_engine else trainer.model
-        with trainer.accelerator.autocast():
-            batch = self.anchor.lay_out(trainer.model, wrapped)
-            states = final_hidden_states(wrapped, get_unembedding(trainer.model), batch)
-            answers = self.anchor.answers(trainer.model, trainer.processing_class) if self.refusals else []
-        errors, cosines = self.anchor.drift(states)
+        errors, cosines = self.anchor.drift(self._read_states())
         figures = {
             "relative_error": errors.mean().item(),
             "max_relative_error": errors.max().item(),
@@ -148,6 +156,8 @@ class SafetyMonitor(TrainerCallback):
             "min_cosine": cosines.min().item(),
         }
         if self.refusals:
+            with trainer.accelerator.autocast():
+                answers = self.anchor.answers(trainer.model, trainer.processing_class)
             figures["refusal_rate"] = 100 * sum(map(is_refusal, answers)) / len(answers)
         figures = broadcast_object_list([figures])[0]  # all processes stop, or none
         check_is_finite("a relative error of held-out anchors", figures["relative_error"])
