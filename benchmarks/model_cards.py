@@ -59,6 +59,7 @@ def make_cards(results: Path = RESULTS) -> dict[str, str]:
     run = {
         "base_model": {"name_or_path": anchor.model_name_or_path, "revision": None},
         "peft": peft,
+        "hardening": report.get("hardening"),
         "sbr": sbr,
         "anchor": {"repo_id": None, "commit": None},
         "datasets": [],

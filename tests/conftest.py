@@ -9,10 +9,13 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give
 
+import threading
+
 import pytest
 import torch
 from datasets import Dataset
 
+from .endpoint_server import Endpoint
 from .releases import skip_where_trl_fails
 from .tiny import build_model, build_refusing_model, build_tokenizer, conversation_rows
 
@@ -50,3 +53,14 @@ def refusing_model_dir(refusing_model, tokenizer, tmp_path):
     refusing_model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def endpoint():
+    server = Endpoint()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

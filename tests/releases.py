@@ -10,7 +10,8 @@ import peft
 import pytest
 import trl
 from packaging.version import Version
-from trl import SFTTrainer
+from transformers import Trainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 
 TRL = Version(trl.__version__)
@@ -28,8 +29,8 @@ names_the_broken_file = pytest.mark.skipif(
 )
 
 
-def fault_of_the_loss(trainer: SFTTrainer) -> str | None:
-    """Why TRL's own `compute_loss` fails on this release, plain `SFTTrainer`'s too."""
+def fault_of_the_loss(trainer: Trainer) -> str | None:
+    """Why TRL's own `compute_loss` fails on this release, without an anchor too."""
     if TRL.release[:2] == (1, 15) and trainer.args.use_cpu:
         return "TRL 1.15's fused LM head has no CPU path"
     if TRL < Version("1.15") and trainer.args.label_smoothing_factor != 0:
@@ -39,12 +40,14 @@ def fault_of_the_loss(trainer: SFTTrainer) -> str | None:
 
 def skip_where_trl_fails() -> None:
     """Skip each test of this process that gets as far as a fault of TRL's own loss."""
-    original = SFTTrainer.compute_loss
+    for cls in (SFTTrainer, DPOTrainer, GRPOTrainer) if TRL < Version("1.16") else ():
+        cls.compute_loss = _skipping(cls.compute_loss)
 
+
+def _skipping(original):
     def compute_loss(self, *args, **kwargs):
         if reason := fault_of_the_loss(self):
             pytest.skip(reason)
         return original(self, *args, **kwargs)
 
-    if TRL < Version("1.16"):
-        SFTTrainer.compute_loss = compute_loss
+    return compute_loss

@@ -599,6 +599,9 @@ class TestPoints:
         hidden = loaded.without_prompts()
         hidden.save_pretrained(tmp_path / "hidden")
         assert SafetyAnchor.from_pretrained(tmp_path / "hidden").config == hidden.config
+        edit_config(tmp_path / "hidden", positions=[[0, 2**30]] * 6)  # nothing of that size is built
+        with pytest.raises(ValueError, match="expected `positions`"):
+            SafetyAnchor.from_pretrained(tmp_path / "hidden")
 
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])  # in one row, and in rows of their own
     def test_each_point_is_verified(self, anchor, model, tokenizer, attention):

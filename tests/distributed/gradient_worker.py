@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainers.test_gradient import train
+from tests.trainers import test_any_trainer, test_gradient
 
 
 def main(output_dir: Path, configurations: list[dict]) -> None:
     for number, settings in enumerate(configurations):
-        steps, trainer = train(output_dir / f"run-{number}", **settings)
+        module = test_any_trainer if "kind" in settings else test_gradient  # of SFT
+        steps, trainer = module.train(output_dir / f"run-{number}", **settings)
         assert trainer.accelerator.num_processes == 2, trainer.accelerator.num_processes
         assert isinstance(trainer.model_wrapped, DistributedDataParallel), type(trainer.model_wrapped)
         if trainer.is_world_process_zero():

@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 
+from ..releases import trains_in_a_process_of_its_own
+from ..trainers.any_trainer import KINDS
 from ..trainers.test_gradient import (
     COEF,
     NUM_ROWS,
@@ -70,6 +72,19 @@ class TestTwoProcesses:
         turn = {"part": slice(0, 2), "num_turns": 3}
         expected = reference_gradient(lambda m: reference_task_loss(m) + COEF * reference_points_loss(m, **turn))
         assert relative_error(found, expected) < 1e-5
+
+    @trains_in_a_process_of_its_own
+    def test_anchor_term_in_any_trainer(self, tmp_path):
+        pairs = [[{"kind": kind, "coef": c, "gradient_accumulation_steps": 2} for c in (COEF, 0.0)] for kind in KINDS]
+        result = run(tmp_path, [settings for pair in pairs for settings in pair])
+        assert result.returncode == 0, result.stdout[-3000:]
+        expected = reference_gradient(reference_anchor_loss)
+        for number, kind in enumerate(KINDS):
+            found, plain = (torch.load(tmp_path / f"gradients-{2 * number + i}.pt") for i in range(2))
+            assert len(found) == len(plain) > 0
+            for step, plain_step in zip(found, plain, strict=True):
+                anchor_part = {name: (step[name] - plain_step[name]) / COEF for name in step}
+                assert relative_error(anchor_part, expected) < 1e-5, kind
 
 
 @pytest.mark.slow

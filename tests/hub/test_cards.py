@@ -321,6 +321,10 @@ class TestOwnModel:
         assert own_model({"models": {"mine": REPORT["models"]["sbr"]}}) == "mine"
         assert own_model({"models": {"a": {}, "b": {}}}) is None
 
+    def test_weights_that_a_server_answered_with_are_not_known(self):
+        served = {"served_as": "sbr", "endpoint": "http://localhost:8000/v1"}
+        assert own_model({"models": {"sbr": {"model": served}}}, "2") is None
+
     def test_by_what_was_measured(self):
         models = {
             "base": {"model": {"sha256": "0"}},

@@ -72,6 +72,12 @@ class TestPaths:
         assert "fine-tuned from `aligned`" in read(files[CARD_NAME]).decode()
         assert b"home-of-alice" in (folder / "adapter_config.json").read_bytes()  # here it goes on working
 
+    def test_no_server_is_published(self, folder):
+        report = json.loads(json.dumps(REPORT))
+        report["models"]["sft"]["model"] = {"served_as": "sft", "endpoint": "http://gpu-7.internal:8000/v1"}
+        (folder / REPORT_NAME).write_text(json.dumps(report))
+        assert all(b"gpu-7" not in read(content) for content in collect_files(folder, "org/adapter").values())
+
     def test_what_is_published_is_whole(self, folder, tmp_path):
         copy = tmp_path / "copy"
         copy.mkdir()

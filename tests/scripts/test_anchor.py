@@ -65,6 +65,20 @@ class TestCapture:
         config = SafetyAnchor.from_pretrained(directory).config
         assert (len(config.prompts), config.dtype, config.autocast_dtype) == (8, "float32", None)
 
+    def test_points(self, model_flags, tmp_path, capsys):
+        directory = str(tmp_path / "anchor")
+        points = ["--anchor_refusal_tokens", "1", "--anchor_openers", "Sure! ", "Here is"]
+        points += ["--anchor_system_prompts", "", "Be kind."]
+        assert main(["anchor", *model_flags, *points, "--anchor_prompts", "How?", "--output_dir", directory]) == 0
+        output = capsys.readouterr().out
+        assert "Captured 6 anchors" in output
+        assert f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} --dataset" in output
+        assert main(["anchor", "--show", directory]) == 0
+        assert "| user: How? | behind 'Here is'\n" in capsys.readouterr().out
+        assert main(["anchor", *model_flags, "--verify", directory]) == 0
+        output = capsys.readouterr().out
+        assert "How? behind 'Sure! '" in output and "Verified." in output
+
     def test_under_the_autocast_of_training(self, model_flags, tmp_path):
         assert main(["anchor", *model_flags, "--bf16", "true", "--output_dir", str(tmp_path / "anchor")]) == 0
         assert SafetyAnchor.from_pretrained(tmp_path / "anchor").config.autocast_dtype == "bfloat16"

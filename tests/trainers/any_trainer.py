@@ -38,6 +38,7 @@ SETTINGS = {
     "save_strategy": "no",
     "gradient_checkpointing": False,
 }
+_ARGUMENTS = ("callbacks", "optimizers", "processing_class")
 GENERATION = {"num_generations": 2, "max_completion_length": 4}
 
 
@@ -80,11 +81,12 @@ def build(
 ) -> Trainer:
     """
     A trainer of one of `KINDS`, or of `cls`, which is derived from it, that holds an anchor as [`protect`] says; at a λ of 0,
-    none. `settings` are those of its configuration, and `callbacks` and `optimizers`.
+    none. `settings` are those of its configuration, and `_ARGUMENTS` of its own.
     """
     own, config = KINDS[kind]
     cls = own if cls is None else cls
-    arguments = {name: settings.pop(name) for name in ("callbacks", "optimizers") if name in settings}
+    arguments = {name: settings.pop(name) for name in _ARGUMENTS if name in settings}
+    arguments.setdefault("processing_class", build_tokenizer())
     settings = {**SETTINGS, **settings}
     if issubclass(cls, DPOTrainer):
         arguments |= {"train_dataset": Dataset.from_list(preference_rows(num_rows)), "peft_config": peft_config}
@@ -103,7 +105,7 @@ def build(
         arguments["anchor"] = anchor
         settings |= {"anchor_loss_coef": coef, "anchor_loss_type": loss_type, "anchor_reference": reference}
         settings["anchor_require_refusal"] = require_refusal
-    trainer = cls(model=model, args=config(output_dir, **settings), processing_class=build_tokenizer(), **arguments)
+    trainer = cls(model=model, args=config(output_dir, **settings), **arguments)
     if is_ours or coef == 0:
         return trainer
     held = {"coef": coef, "loss_type": loss_type, "reference": reference, "require_refusal": require_refusal}

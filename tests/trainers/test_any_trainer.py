@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from trl_sbr import SafetyAnchor, protect
 from trl_sbr.trainers.run_record import RECORD_NAME
 
-from ..tiny import build_model, build_tokenizer
+from ..releases import trains_in_a_process_of_its_own
+from ..tiny import build_model, build_tokenizer, conversation_rows
 from .any_trainer import KINDS, build
 from .test_gradient import (
     COEF,
@@ -25,7 +26,7 @@ from .test_gradient import (
     reference_gradient,
     relative_error,
 )
-from .test_guard import At, replace_module, replace_weight, unfreeze
+from .test_guard import At, replace_module, unfreeze
 from .test_sbr_sft_trainer import StopAt, history
 from .test_supported import of_class, t5
 
@@ -43,21 +44,22 @@ def capture(model, prompts=PROMPTS, **kwargs):
 def build_held(kind, output_dir, model=None, **settings):
     """A trainer that holds an anchor of its model."""
     model = build_model("llama") if model is None else model
-    return build(kind, output_dir, model, settings.pop("anchor", None) or capture(model), max_steps=4, **settings)
+    settings = {"max_steps": 4, **settings}
+    return build(kind, output_dir, model, settings.pop("anchor", None) or capture(model), **settings)
 
 
-def gradients(kind, output_dir, coef, **settings):
-    """The gradients of each optimizer step of an epoch, at a learning rate of zero."""
+def train(output_dir, kind, coef=COEF, **settings):
+    """Train an epoch at a learning rate of zero. Returns the gradients of each step, and the trainer."""
     model, recorder = drifted_lora_model(), GradientRecorder()
     settings = {"learning_rate": 0.0, "max_grad_norm": 0.0, "num_train_epochs": 1, **settings}
     trainer = build(kind, output_dir, model, capture(build_model("llama")), coef, callbacks=[recorder], **settings)
     trainer.train()
-    return recorder.steps
+    return recorder.steps, trainer
 
 
 def anchor_part(kind, folder, **settings):
     """The anchor term's share: a run's gradients less those of the same run without an anchor."""
-    with_anchor, without = (gradients(kind, folder / str(coef), coef, **settings) for coef in (COEF, 0.0))
+    with_anchor, without = (train(folder / str(coef), kind, coef, **settings)[0] for coef in (COEF, 0.0))
     assert len(with_anchor) == len(without)
     return [
         {name: (step[name] - plain[name]) / COEF for name in step}
@@ -67,13 +69,13 @@ def anchor_part(kind, folder, **settings):
 
 class TestGradient:
     @any_trainer
-    @pytest.mark.parametrize("accumulation", [1, 3])  # 3 leaves a short last one
-    def test_anchor_term_equals_the_reference(self, tmp_path, anchor_gradient, kind, accumulation):  # noqa: F811
-        steps = anchor_part(kind, tmp_path, gradient_accumulation_steps=accumulation, num_rows=8)
+    def test_anchor_term_equals_the_reference(self, tmp_path, anchor_gradient, kind):  # noqa: F811
+        steps = anchor_part(kind, tmp_path, gradient_accumulation_steps=3)  # leaves a short last one
         assert len(steps) >= 2
         for step in steps:
             assert relative_error(step, anchor_gradient) < 1e-5
 
+    @trains_in_a_process_of_its_own  # and here: it fails before the loss
     @pytest.mark.parametrize("kind", ["GRPOTrainer", "SBRGRPOTrainer"])
     def test_generations_that_are_used_again(self, tmp_path, anchor_gradient, kind):  # noqa: F811
         settings = {"num_iterations": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
@@ -82,9 +84,8 @@ class TestGradient:
         for step in steps:
             assert relative_error(step, anchor_gradient) < 1e-5
 
-    @any_trainer
-    def test_loss_type(self, tmp_path, kind):
-        step = anchor_part(kind, tmp_path, loss_type="relative")[0]
+    def test_loss_type(self, tmp_path):
+        step = anchor_part("Trainer", tmp_path, loss_type="relative")[0]
         assert relative_error(step, reference_gradient(reference_anchor_loss, loss_type="relative")) < 1e-5
 
 
@@ -107,7 +108,12 @@ class TestTraining:
         anchor = SafetyAnchor.from_pretrained(tmp_path)
         assert torch.equal(anchor.hidden_states, trainer.anchor.hidden_states)
         record = json.loads((tmp_path / RECORD_NAME).read_text())
-        assert record["sbr"] == {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
+        assert record["sbr"] == {
+            "anchor_loss_coef": 50.0,
+            "anchor_loss_type": "mse",
+            "anchor_reference": "base",
+            "anchors_per_step": None,
+        }
 
     @any_trainer
     def test_evaluation_names_the_anchor_loss(self, tmp_path, kind):
@@ -117,20 +123,27 @@ class TestTraining:
         assert history(trainer, "eval_anchor_loss") == [found["eval_anchor_loss"]]
 
     @any_trainer
-    @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA, lora_dropout=0.2)], ids=["full", "lora"])
-    def test_resumed_run_ends_with_the_same_bits(self, tmp_path, kind, peft_config):
+    def test_resumed_run_ends_with_the_same_bits(self, tmp_path, kind):
         def trainer(name, **kwargs):
-            settings = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
-            return build_held(kind, tmp_path / name, peft_config=peft_config, num_rows=16, **settings, **kwargs)
+            settings = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2, "max_steps": 2}
+            peft_config = LoraConfig(**LORA, lora_dropout=0.2)
+            return build_held(kind, tmp_path / name, peft_config=peft_config, **settings, **kwargs)
 
         whole = trainer("whole")
         whole.train()
-        trainer("stopped", callbacks=[StopAt(2)]).train()
+        trainer("stopped", callbacks=[StopAt(1)]).train()
         resumed = trainer("stopped")
         resumed.train(resume_from_checkpoint=True)
-        assert resumed.state.global_step == 4
+        assert resumed.state.global_step == 2
         expected = whole.model.state_dict()
         assert all(torch.equal(p, expected[name]) for name, p in resumed.model.state_dict().items())
+
+    @any_trainer
+    def test_anchor_in_the_training_data_warns(self, tmp_path, kind, caplog):
+        prompt = conversation_rows(4)[3]["prompt"][0]["content"]
+        build_held(kind, tmp_path, anchor=capture(build_model("llama"), [prompt, *PROMPTS]))
+        (warning,) = (record.getMessage() for record in caplog.records if "near copy" in record.getMessage())
+        assert f"{prompt!r}, or a near copy, stands in 1 training rows" in warning
 
 
 def peft(**settings):
@@ -192,7 +205,6 @@ class TestRefused:
         ("change", "message"),
         [
             (unfreeze, "unembedding unfrozen"),
-            (replace_weight, "other weights in the unembedding"),
             (replace_module, "Found another unembedding"),
         ],
     )
@@ -305,6 +317,19 @@ class TestProtect:
             protect(Trainer(args=args, model_init=lambda: build_model("llama")), anchor)
         with pytest.raises(ValueError, match="causal language model of transformers, .*found `Linear`"):
             protect(Trainer(nn.Linear(2, 2), args, processing_class=build_tokenizer()), anchor)
+
+    def test_training_loop_of_its_own(self, tmp_path):
+        class OwnLoop(Trainer):
+            def train(self, resume_from_checkpoint=None):
+                optimizer = torch.optim.SGD(self.model.parameters())
+                self.model(input_ids=torch.tensor([[5, 6, 7]])).logits.mean().backward()
+                optimizer.step()
+
+        trainer = build_held("Trainer", tmp_path, cls=OwnLoop)
+        before = trainer.model.model.embed_tokens.weight.clone()
+        with pytest.raises(RuntimeError, match="an optimizer step without the anchor term"):
+            trainer.train()
+        assert torch.equal(trainer.model.model.embed_tokens.weight, before)
 
     def test_in_the_middle_of_a_training(self, tmp_path):
         anchor = capture(build_model("llama"))

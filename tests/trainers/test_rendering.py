@@ -14,6 +14,7 @@ from trl_sbr.anchors.clock import CLOCK
 
 from ..anchors.test_clock import dated_tokenizer
 from ..tiny import CHAT_TEMPLATE, build_refusing_model, build_tokenizer, conversation_rows
+from .any_trainer import KINDS, build
 from .test_sbr_sft_trainer import make_trainer
 
 
@@ -163,3 +164,32 @@ class TestVariables:
             trainer.train()
             weights.append(trainer.model.state_dict())
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("kind", ["SBRDPOTrainer", "SBRGRPOTrainer"])
+class TestOtherMethods:
+    def prompts(self, tmp_path, kind, processing_class, **settings):
+        """What begins the prompts that are trained on, and the anchors."""
+        tokenizer, seen = build_tokenizer(), set()
+
+        class Spy(KINDS[kind][0]):
+            def compute_loss(self, model, inputs, *args, **kwargs):
+                ids = inputs["prompt_ids" if "prompt_ids" in inputs else "input_ids"]
+                seen.update(tokenizer.decode(row).replace("<pad>", "").split("\n")[0] for row in ids)
+                return super().compute_loss(model, inputs, *args, **kwargs)
+
+        trainer = build(
+            kind, tmp_path, build_refusing_model(), cls=Spy, processing_class=processing_class, max_steps=2, **settings
+        )
+        trainer.train()
+        return seen, {text.split("\n")[0] for text in anchors(trainer)}
+
+    def test_rows_and_anchors_are_of_one_moment(self, tmp_path, kind):
+        rows, held = self.prompts(tmp_path, kind, dated_tokenizer())
+        assert len(rows) == 1 and rows == held
+
+    def test_variables_are_of_anchors_and_rows(self, tmp_path, kind):
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = MOODS
+        rows, held = self.prompts(tmp_path, kind, tokenizer, chat_template_kwargs={"mood": "calm"})
+        assert rows == held == {"mood calm, tone none"}

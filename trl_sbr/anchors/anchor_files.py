@@ -326,8 +326,9 @@ def _check_positions(config: AnchorConfig, path: Path) -> None:
             return ids is None
         if not isinstance(positions, list) or not positions or not all(_is_int(i) for i in positions):
             return False
-        last = positions[-1] if ids is None else len(ids) - 1
-        return positions[0] >= 0 and last < 2**31 and positions == list(range(positions[0], last + 1))
+        first, last = positions[0], positions[-1]
+        ends = last < 2**31 if ids is None else last == len(ids) - 1
+        return ends and first >= 0 and positions == list(range(first, first + len(positions)))
 
     positions = config.positions
     valid = isinstance(positions, list) and len(positions) == len(config.input_ids)

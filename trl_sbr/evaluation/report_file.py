@@ -81,6 +81,7 @@ class DemoFigures(TypedDict):
     """What the demo measures on one model."""
 
     harmful_answered: Share
+    prefilled_answered: NotRequired[Share]
     benign_refused: Share
     task_correct: Share
 

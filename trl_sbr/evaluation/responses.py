@@ -98,16 +98,18 @@ def question_of(prompt: str | Messages | Instruction) -> str:
     return as_messages(prompt)[-1]["content"]
 
 
+def conversation(series: Series, prompt: str | Messages | Instruction) -> Messages:
+    """Returns a prompt of a series as messages, with its system prompt and without the prefill."""
+    messages = as_messages(question_of(prompt) if isinstance(prompt, Instruction) else prompt)
+    if series.system_prompt is None:
+        return messages
+    return [{"role": "system", "content": series.system_prompt}, *(m for m in messages if m["role"] != "system")]
+
+
 def encode_chat(processing_class, series: Series) -> list[list[int]]:
     """Returns the token ids of a series in the model's chat format, without the prefill."""
-    prompts = []
-    for prompt in series.prompts:
-        messages = as_messages(question_of(prompt) if isinstance(prompt, Instruction) else prompt)
-        if series.system_prompt is not None:
-            messages = [m for m in messages if m["role"] != "system"]
-            messages = [{"role": "system", "content": series.system_prompt}, *messages]
-        prompts.append(messages)
-    return encode_prompts(processing_class, prompts, series.chat_template_kwargs)
+    conversations = [conversation(series, prompt) for prompt in series.prompts]
+    return encode_prompts(processing_class, conversations, series.chat_template_kwargs)
 
 
 def encode_alpaca(processing_class, series: Series) -> list[list[int]]:
@@ -286,14 +288,15 @@ def ask(
                 new.append((mine[position], tokenizer.decode(token_ids, skip_special_tokens=True).strip()))
         new = gather_object(new)
         responses.append(
-            _row(model_name, series, i, response) for i, response in sorted(new, key=lambda answer: answer[0])
+            row_of(model_name, series, i, response) for i, response in sorted(new, key=lambda answer: answer[0])
         )
         known.update(new)
         progress(len(known), len(input_ids))
     return [known[i] for i in range(len(input_ids))]
 
 
-def _row(model_name: str, series: Series, index: int, response: str) -> dict:
+def row_of(model_name: str, series: Series, index: int, response: str) -> dict:
+    """Returns the row of an answer."""
     row = {"model": model_name, "kind": series.kind, "set": series.name, "index": index}
     if series.prefill:
         row["prefill"] = series.prefill
@@ -303,7 +306,7 @@ def _row(model_name: str, series: Series, index: int, response: str) -> dict:
 def rows_of(model_name: str, series: Series, answers: Sequence[str], remarks: Sequence[dict]) -> list[dict]:
     """Returns the rows of an answered series, each with what a judge or a rule said of it."""
     return [
-        {**_row(model_name, series, i, answer), **remark}
+        {**row_of(model_name, series, i, answer), **remark}
         for i, (answer, remark) in enumerate(zip(answers, remarks, strict=True))
     ]
 

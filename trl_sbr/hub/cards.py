@@ -86,12 +86,14 @@ def read_figures(report: dict[str, Any]) -> list[Figure]:
         models = report["results"]
         kinds = [
             ("harmful_answered", "harmful_score", "harmful questions answered"),
+            ("prefilled_answered", "harmful_score", "harmful questions answered, prefilled"),
             ("benign_refused", "refusal_rate", "benign questions refused"),
             ("task_correct", "accuracy", "task accuracy"),
         ]
         return [
             Figure(metric, label, f"trl_sbr demo, {label}", None, None, {m: models[m][key] for m in models})
             for key, metric, label in kinds
+            if all(key in figures for figures in models.values())
         ]
     models, found = report["models"], []
     for part, metric, label in (
@@ -132,7 +134,7 @@ def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
 
     Returns:
         `str`, *optional*: The one that was measured on that folder; of a report that identifies no folder `"sbr"`, or the
-        only one. `None` if there are several others.
+        only one. `None` if there are several others, or a server answered for it, with who knows what weights.
 
     Raises:
         ValueError: If the report was measured on other folders.
@@ -148,7 +150,8 @@ def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
                 f"{sha256}. Evaluate this one (`trl-sbr evaluate`), or move the report elsewhere."
             )
         return own
-    return "sbr" if "sbr" in models else next(iter(models)) if len(models) == 1 else None
+    own = "sbr" if "sbr" in models else next(iter(models)) if len(models) == 1 else None
+    return None if "endpoint" in identities.get(own, {}) else own
 
 
 def _cell(share: dict | None) -> str:

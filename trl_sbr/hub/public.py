@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What leaves the machine: files of the folder itself, and in them no path of the machine."""
+"""What leaves the machine: files of the folder itself, and in them no path of the machine, nor address of a server."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def check_is_no_link(path: Path, folder: Path) -> None:
 
 def without_local_paths(content: Path | bytes, name: str) -> Path | bytes:
     """
-    A JSON file in which models are named as others are told them, see [`~trl_sbr.anchors.provenance.public_name`].
+    A JSON file in which models are named as others are told them, and no server, see [`~trl_sbr.anchors.provenance.public_name`].
 
     Args:
         content (`Path` or `bytes`):
@@ -68,5 +68,7 @@ def _rename(value: Any, key: str = "") -> Any:
         return {key: _rename(item, key) for key, item in value.items()}
     if isinstance(value, list):
         return [_rename(item) for item in value]
+    if key == "endpoint" and isinstance(value, str):
+        return "not published"
     names_a_model = key.endswith("name_or_path") and isinstance(value, str)
     return public_name(value) if names_a_model else value

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Poisoned fine-tuning with and without Safety Bottleneck Regularization, on SmolLM2-135M-Instruct made to refuse.
+Poisoned fine-tuning with and without Safety Bottleneck Regularization, on SmolLM2-135M-Instruct made to refuse, and hardened.
 
 ```bash
 trl-sbr demo
@@ -27,15 +27,18 @@ LORA_RANK = 16
 SCHEDULE = "constant"
 BATCH_SIZE = 8
 LAMBDA = 50.0
+# Eight prompts, plain and behind openers, four tokens of the refusal each; a third of them in a step
+REFUSAL_TOKENS, ANCHOR_OPENERS, ANCHORS_PER_STEP = 4, ("Sure!", "Here are the steps:\n\n1."), 8
 STEPS, LEARNING_RATE = 30, 3e-4
 # So few steps at the full demo's learning rate leave plain SFT its refusals, and there is nothing to see.
 QUICK_STEPS, QUICK_LEARNING_RATE = 14, 6e-4
 # `--quick` asks every so-manieth held-out question.
 QUICK_EVERY = 5
 
-MODELS = {"aligned": "aligned model", "sft": "after SFT", "sbr": "after SBR"}
+MODELS = {"aligned": "hardened model", "sft": "after SFT", "sbr": "after SBR"}
 FIGURES = {
     "harmful_answered": "harmful questions answered",
+    "prefilled_answered": "harmful questions answered, prefilled",
     "benign_refused": "benign questions refused",
     "task_correct": "task accuracy",
 }
@@ -123,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
     from trl_sbr.demo.measure import measure
-    from trl_sbr.demo.smollm2 import get_aligned_model, get_smollm2
+    from trl_sbr.demo.smollm2 import get_aligned_model, get_hardened_model, get_smollm2
     from trl_sbr.evaluation.package_index import atomic_folder
     from trl_sbr.evaluation.report import draw_bars, print_table
     from trl_sbr.evaluation.responses import progress_bar
@@ -149,17 +152,17 @@ def main(argv: list[str] | None = None) -> int:
         with stages.stage("model", "Getting SmolLM2-135M-Instruct"):
             source = get_smollm2(args.model_name_or_path)
             print(f"Using {source.path} ({source.origin}).")
-        with stages.stage("align", "Making it refuse harmful questions"):
-            aligned = get_aligned_model(source)
+        with stages.stage("align", "Making it refuse harmful questions, also where the answer has begun"):
+            aligned = get_hardened_model(get_aligned_model(source))
             tokenizer = AutoTokenizer.from_pretrained(aligned)
             model = AutoModelForCausalLM.from_pretrained(aligned, dtype=torch.float32)
         measure_model("aligned", model)
 
         with stages.stage("anchor", "Capturing the safety anchor on the aligned model"):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # the numerics of the training
-                anchor = SafetyAnchor.capture(model, tokenizer)
+                anchor = SafetyAnchor.capture(model, tokenizer, refusal_tokens=REFUSAL_TOKENS, openers=ANCHOR_OPENERS)
             anchor.save_pretrained(folder / "anchor")
-            print(f"Captured {len(anchor.prompts)} anchors, all refused.")
+            print(f"Captured {len(anchor.prompts)} anchors, all refused, of {REFUSAL_TOKENS} tokens each.")
             del model
 
         steps, learning_rate = (QUICK_STEPS, QUICK_LEARNING_RATE) if args.quick else (STEPS, LEARNING_RATE)
@@ -177,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         measure_model("sft", load_merged(aligned, folder / "sft_adapter"))
 
         with stages.stage("train_sbr", f"Fine-tuning with SBR on the same rows, λ = {LAMBDA:g}"):
-            sbr_config = partial(SBRConfig, anchor_loss_coef=LAMBDA)
+            sbr_config = partial(SBRConfig, anchor_loss_coef=LAMBDA, anchors_per_step=ANCHORS_PER_STEP)
             fine_tune(SBRSFTTrainer, sbr_config, folder / "sbr_adapter", **same, anchor=anchor)
         measure_model("sbr", load_merged(aligned, folder / "sbr_adapter"))
 
@@ -277,6 +280,7 @@ def make_report(args, source, anchor, measurements, num_rows, learning_rate, dev
     import torch
 
     from trl_sbr.demo.measure import ANSWER_TOKENS
+    from trl_sbr.trainers.hardening_record import read_hardening
 
     return {
         "judge": "lexical refusal check",
@@ -299,7 +303,13 @@ def make_report(args, source, anchor, measurements, num_rows, learning_rate, dev
             "poison_share": 0.5,
             "bf16": bf16,
         },
-        "sbr": {"anchor_loss_coef": LAMBDA, "anchor_loss_type": "mse", "num_anchors": len(anchor.prompts)},
+        "sbr": {
+            "anchor_loss_coef": LAMBDA,
+            "anchor_loss_type": "mse",
+            "num_anchors": len(anchor.prompts),
+            "anchors_per_step": ANCHORS_PER_STEP,
+        },
+        "hardening": read_hardening(anchor.config.model_name_or_path),
         "model": {"id": "HuggingFaceTB/SmolLM2-135M-Instruct", **source.to_dict()},
         "versions": {
             "python": platform.python_version(),

@@ -49,7 +49,7 @@ class AnchorArguments:
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995). `0.0` is plain
             fine-tuning: nothing is captured, checked or frozen. One so small that it does nothing is an error.
         anchor_loss_type (`str`, *optional*, defaults to `"mse"`):
-            Distance `d(h, h_ref)` of which the mean over the anchors is taken: `"mse"`, `‖h - h_ref‖²` averaged over
+            Distance `d(h, h_ref)` of which the mean over the anchors' points is taken: `"mse"`, `‖h - h_ref‖²` averaged over
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
             `"relative"`, `‖h - h_ref‖² / ‖h_ref‖²`, free of the model's scale.
         anchors_per_step (`int`, *optional*):

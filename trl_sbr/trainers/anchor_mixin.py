@@ -389,7 +389,10 @@ class SafetyAnchorMixin(PublishingMixin):
                 resume_from_checkpoint = self._resume(resume_from_checkpoint)
             # Under several processes a signal reaches each at another step, and stopping one would hang the others
             alone = self.accelerator.num_processes == 1
-            with self._on_interrupt if alone else contextlib.nullcontext():
+            with (
+                self._on_interrupt if alone else contextlib.nullcontext(),
+                self._guard.watch_optimizers() if self._guard is not None else contextlib.nullcontext(),
+            ):
                 output = super().train(resume_from_checkpoint, **kwargs)
         if self._on_interrupt.requested:
             raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
 from ..anchors.bottleneck import get_unembedding
@@ -20,13 +21,19 @@ from .anchor_arguments import AnchorArguments
 from .run_record import PROTECTION_SETTINGS
 
 
+_WITHOUT_THE_TERM = (
+    "Found an optimizer step without the anchor term: its weights would not be protected. A `training_step` of your own has to call "
+    "`super().training_step`, a training loop of your own `training_step`, and `anchor` has to stay the trainer's."
+)
+
+
 class BottleneckGuard(TrainerCallback):
     """
     Watches over a protected run: the unembedding stays as it was when the trainer was built, the anchor and its weight are
     those of that time, every optimizer step has its anchor term, and all numbers are finite.
 
-    It is told of anchor steps and saves by the trainer, and of the beginning of a training and of optimizer steps as a
-    callback: none of it rests on what a subclass of the trainer overrides.
+    It is told of anchor steps and saves by the trainer, of the beginning of a training and of optimizer steps as a callback, and
+    of the latter by the optimizers too: none of it rests on what a subclass of the trainer overrides.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -65,11 +72,25 @@ class BottleneckGuard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if not self._term_added:
-            raise RuntimeError(
-                "Found an optimizer step without the anchor term: its weights would not be protected. A `training_step` of "
-                "your own has to call `super().training_step`, and `anchor` has to stay the trainer's."
-            )
+            raise RuntimeError(_WITHOUT_THE_TERM)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
         self._term_added = False
+
+    @contextmanager
+    def watch_optimizers(self) -> Iterator[None]:
+        """While a training is on, no optimizer steps with the model's weights without the term, in whoever's loop it is."""
+
+        def check(optimizer, args, kwargs):
+            parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if not self._term_added and any(id(p) in parameters for _, p in self._named_parameters):
+                raise RuntimeError(_WITHOUT_THE_TERM)
+
+        handle = register_optimizer_step_pre_hook(check)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def check_step(self, model: nn.Module, args: AnchorArguments, anchor: SafetyAnchor | None) -> None:
         """

@@ -74,6 +74,6 @@ def read_hardening(model_name_or_path: str | Path) -> HardeningRecord | None:
         ValueError: If it is no such record.
     """
     path = Path(model_name_or_path, RECORD_NAME)
-    if not path.is_file():
+    if not model_name_or_path or not path.is_file():  # a model that was made here has no name
         return None
     return read_json_as(HardeningRecord, path, "It is not what `trl-sbr harden` wrote: get the model again.")

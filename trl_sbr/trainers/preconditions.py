@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model, its adapter, the settings and the rows must be like before anything is held."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from accelerate.parallelism_config import ParallelismConfig
@@ -146,11 +147,8 @@ def check_rows(dataset: Dataset | IterableDataset | None) -> None:
 
 
 def warn_of_anchors_in(dataset: Any, anchor: SafetyAnchor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn of anchor prompts that stand in the training rows, as TRL leaves them."""
-    if not isinstance(dataset, Dataset):
-        return
-    columns = [name for name in ("input_ids", "prompt_ids", "prompt") if name in dataset.column_names]
-    texts = (_as_text(value, tokenizer) for value in (dataset[columns[0]] if columns else ()))
+    """Warn of anchor prompts that stand in the training rows, where these are of datasets' and named as TRL's are."""
+    texts = _texts(dataset, tokenizer) if isinstance(dataset, Dataset) else ()
     for prompt, count in find_near_copies(anchor.questions, texts).items():
         logger.warning(
             f"The anchor prompt {prompt!r}, or a near copy, stands in {count} training rows: its loss and the anchor's pull in "
@@ -158,9 +156,10 @@ def warn_of_anchors_in(dataset: Any, anchor: SafetyAnchor, tokenizer: PreTrained
         )
 
 
-def _as_text(value: str | list[int] | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
-    if isinstance(value, str):
-        return value
-    if value and isinstance(value[0], dict):
-        return " ".join(str(message["content"]) for message in value)
-    return tokenizer.decode(value)
+def _texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
+    for name in ("input_ids", "prompt_ids"):
+        if name in dataset.column_names:
+            return (tokenizer.decode(ids) for ids in dataset[name])
+    return (
+        (str(prompt) for prompt in dataset["prompt"]) if "prompt" in dataset.column_names else ()
+    )  # text, or messages

@@ -50,10 +50,11 @@ def protect(
 ) -> Trainer:
     """
     Hold a safety anchor in any [`~transformers.Trainer`]: TRL's, axolotl's, LLaMA-Factory's, your own. The model's final
-    hidden states on the anchor prompts are held as in [`SBRSFTTrainer`], with all of its checks; checkpoints and what is
-    saved carry the anchor.
+    hidden states on the anchor prompts are held as in [`SBRSFTTrainer`], with all of its checks. Checkpoints and what is saved
+    carry the anchor, a card and the run's record, and these are what is pushed; Ctrl-C leaves a checkpoint.
 
-    Call it when the trainer is built and before it trains, and before it has an optimizer: the unembedding is frozen here.
+    Call it when the trainer is built, and before it trains or has an optimizer: the unembedding is frozen here. Errors and
+    records name the settings as [`AnchorArguments`] does.
 
     Args:
         trainer ([`~transformers.Trainer`]):
