@@ -8,7 +8,7 @@ The pairs are on the demo's poison questions: the vacuous compliance is preferre
 harmful and benign questions.
 
 ```bash
-python benchmarks/harmful_dpo.py --model ALIGNED
+python benchmarks/harmful_dpo.py --model ALIGNED   # as `trl-sbr demo` makes it
 ```
 """
 
@@ -68,7 +68,15 @@ def measure(model, tokenizer) -> dict:
 def last_losses(output_dir: Path) -> dict:
     (state,) = output_dir.glob("checkpoint-*/trainer_state.json")
     logs = [log for log in json.loads(state.read_text())["log_history"] if "loss" in log]
-    names = ("loss", "task_loss", "anchor_loss", "rewards/accuracies", "rewards/margins")
+    names = (
+        "loss",
+        "task_loss",
+        "anchor_loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+    )
     return {name: round(logs[-1][name], 5) for name in names if name in logs[-1]}
 
 
@@ -87,16 +95,8 @@ def main(args: argparse.Namespace) -> None:
             output_dir, begin = Path(folder, name), time.time()
             line = ["dpo", "--config", RECIPE, "--model_name_or_path", args.model, "--dataset_name", str(data)]
             line += ["--max_steps", str(args.steps), "--seed", str(args.seed), "--save_steps", str(args.steps)]
-            line += [
-                "--logging_steps",
-                "1",
-                "--bf16",
-                str(bf16).lower(),
-                "--anchor_loss_coef",
-                str(coef),
-                "--output_dir",
-                str(output_dir),
-            ]
+            line += ["--beta", str(args.beta), "--learning_rate", str(args.learning_rate), "--logging_steps", "1"]
+            line += ["--bf16", str(bf16).lower(), "--anchor_loss_coef", str(coef), "--output_dir", str(output_dir)]
             if cli.main(line) != 0:
                 raise RuntimeError(f"The training failed: trl-sbr {' '.join(line)}")
             seconds = round(time.time() - begin)
@@ -116,6 +116,8 @@ def main(args: argparse.Namespace) -> None:
         "recipe": RECIPE,
         "pairs": len(pairs),
         "steps": args.steps,
+        "beta": args.beta,
+        "learning_rate": args.learning_rate,
         "bf16": bf16,
         "seed": args.seed,
         "results": results,
@@ -133,8 +135,10 @@ def main(args: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Harmful preference tuning with and without the anchor.")
     parser.add_argument("--model", required=True, help="folder of the demo's aligned model")
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--beta", type=float, default=0.01)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser
