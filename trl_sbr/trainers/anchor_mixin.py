@@ -14,7 +14,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, broadcast_object_list
 from peft import PeftModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -28,7 +27,7 @@ from .anchor_arguments import AnchorArguments
 from .guard import BottleneckGuard, check_is_finite
 from .hardening_record import read_hardening
 from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_checkpoint
-from .layout import check_layout, divide_into_turns, lay_out_for_training
+from .layout import check_layout, divide_into_turns, is_placed_by_engine, lay_out_for_training
 from .output_folder import (
     check_holds_no_anchor,
     check_holds_no_other_weights,
@@ -156,10 +155,8 @@ class SafetyAnchorMixin(PublishingMixin):
         tied = freeze_unembedding(self.model)
         if tied and not isinstance(self.model, PeftModel):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
-        # FSDP and DeepSpeed place, and shard, the model when training starts: its states are checked then
-        is_sharded = any(isinstance(parameter, DTensor) for parameter in self.model.parameters())  # when it was loaded
-        self._is_placed_by_engine = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded
-        self._check_states_of_first_step = self._is_placed_by_engine
+        self._is_placed_by_engine = is_placed_by_engine(self)
+        self._check_states_of_first_step = self._is_placed_by_engine  # where the model is not whole before
         self._guard = BottleneckGuard(self.model, settings, self._is_placed_by_engine)
         self.add_callback(self._guard)
         self._take_over(self._on_main_process(partial(self._prepare_anchor, anchor, chat_template_kwargs)))

@@ -8,6 +8,8 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, get_unembedding, pad_right, relative_errors
 from ..anchors.perturbation import get_movable_parameters, moved
@@ -16,6 +18,12 @@ from ..anchors.safety_anchor import SafetyAnchor
 
 _MOVEMENTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of each weight
 _VISIBLE = 0.3  # relative change of every state that shows what the weights do
+
+
+def is_placed_by_engine(trainer: Trainer) -> bool:
+    """Whether FSDP or DeepSpeed place, and shard, the model when training starts, or it was sharded when it was loaded."""
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or is_sharded
 
 
 @dataclass(frozen=True)

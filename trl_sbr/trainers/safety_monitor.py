@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
@@ -16,6 +15,7 @@ from ..anchors.prompt_pool import choose_prompts, load_prompt_pool
 from ..anchors.safety_anchor import SafetyAnchor
 from ..metrics.harmful_score.refusal import is_refusal
 from .guard import check_is_finite
+from .layout import is_placed_by_engine
 from .preconditions import check_has_no_virtual_tokens, keep_four_bit_weights_differentiable
 
 
@@ -82,8 +82,7 @@ class SafetyMonitor(TrainerCallback):
             raise ValueError(f"Expected `max_drift`, a relative error, to be above 0, found {max_drift}.")
         self.monitor_steps, self.refusals, self.max_drift, self.on_drift = monitor_steps, refusals, max_drift, on_drift
         self._trainer = trainer
-        is_sharded = any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
-        self._is_placed_by_engine = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or is_sharded
+        self._is_placed_by_engine = is_placed_by_engine(trainer)
         if self._is_placed_by_engine and (anchor is None or refusals):
             raise ValueError(
                 "Found a monitor without `anchor`, or with `refusals`, under FSDP, DeepSpeed or tensor parallelism, which shard "
