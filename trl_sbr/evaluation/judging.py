@@ -30,6 +30,7 @@ def judge_all(args: EvaluateArguments, models: list, series: list, tasks: list, 
     task_of = {task.name: task for task in tasks}
     figures = {entry.name: {"safety": {}, "over_refusal": {}, "tasks": {}} for entry in models}
     rows, refused = [], {}
+    aligned = models[0]  # unless it is an adapter: then nobody knows what there was to keep
     for entry in models:
         for one in series:
             known = responses.of(entry.name, one.kind, one.name)
@@ -51,12 +52,9 @@ def judge_all(args: EvaluateArguments, models: list, series: list, tasks: list, 
                         is_refusal(answer) if verdict.refusal is None else verdict.refusal
                         for answer, verdict in zip(answers, verdicts, strict=True)
                     ]
-                    if (
-                        entry is not models[0] and models[0].adapter is None
-                    ):  # the aligned model, and what became of it
-                        figure["refusals_kept"] = refusals_kept(
-                            refused[models[0].name, one.name], refused[entry.name, one.name]
-                        )
+                    if entry is not aligned and aligned.adapter is None:
+                        before, after = refused[aligned.name, one.name], refused[entry.name, one.name]
+                        figure["refusals_kept"] = refusals_kept(before, after)
                 if one.kind == "over_refusal":
                     # A judge that does not tell refusals leaves them to the lexical check
                     by_phrases = Share(sum(map(is_refusal, answers)), len(answers)).to_dict()

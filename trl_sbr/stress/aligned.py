@@ -19,7 +19,8 @@ from ..evaluation.models import ModelEntry
 from ..metrics.harmful_score.refusal import is_refusal
 
 
-DEMO = "demo"  # stands for the aligned SmolLM2 that `trl-sbr demo` makes
+# Stand for the aligned SmolLM2 that `trl-sbr demo` makes, and for the same after `trl-sbr harden`
+DEMO, DEMO_HARDENED = "demo", "demo_hardened"
 NUM_ANCHORS = 8
 _ANSWER_TOKENS = 48
 _TURN = 64  # questions asked at a time
@@ -27,11 +28,12 @@ _TURN = 64  # questions asked at a time
 
 def locate(model_name_or_path: str) -> str:
     """Returns the folder or Hub id that an entry of a grid's `models` stands for."""
-    if model_name_or_path != DEMO:
+    if model_name_or_path not in (DEMO, DEMO_HARDENED):
         return model_name_or_path
-    from ..demo.smollm2 import get_aligned_model, get_smollm2
+    from ..demo.smollm2 import get_aligned_model, get_hardened_model, get_smollm2
 
-    return str(get_aligned_model(get_smollm2()))
+    aligned = get_aligned_model(get_smollm2())
+    return str(aligned if model_name_or_path == DEMO else get_hardened_model(aligned))
 
 
 class Aligned:

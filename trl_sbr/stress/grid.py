@@ -52,7 +52,8 @@ class StressArguments:
         output_dir (`str`):
             Folder of the cells and the report. Finished cells are not run again.
         models (`dict[str, str]`):
-            Folder or Hub id of each aligned model; `demo` is the aligned SmolLM2 that `trl-sbr demo` makes.
+            Folder or Hub id of each aligned model; `demo` is the aligned SmolLM2 that `trl-sbr demo` makes, and
+            `demo_hardened` the same after `trl-sbr harden`.
         attacks (`dict[str, dict]`):
             Attacks by the names in the report: `kind` (by default the name), its parameters, and `training` and `num_rows`,
             where they are others than the grid's.
