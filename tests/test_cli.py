@@ -62,8 +62,8 @@ class TestErrors:
             (["sfr"], "error: `sfr` is not a command of trl-sbr: did you mean `sft`?"),
             (["quux"], f"error: `quux` is not a command of trl-sbr: the commands are {', '.join(COMMANDS)}."),
             (
-                ["recipes", "show", "smollm2"],
-                "error: `smollm2` is not a recipe: did you mean `smollm2-135m-instruct/sbr",
+                ["recipes", "show", "smollm2-135m"],
+                "error: `smollm2-135m` is not a recipe: did you mean `smollm2-135m-instruct/sbr",
             ),
         ],
     )

@@ -106,7 +106,7 @@ class SafetyMonitor(TrainerCallback):
         variables = None if held is None else held.config.chat_template_kwargs
         if self.refusals:
             with nullcontext() if held is None else held.reference_model(model):
-                held_out = choose_prompts(model, processing_class, _NUM_PROMPTS, variables, held_out)
+                held_out = choose_prompts(model, processing_class, _NUM_PROMPTS, variables, prompts=held_out)
         return SafetyAnchor.capture(
             model,
             processing_class,
