@@ -128,6 +128,7 @@ class TestSettings:
         [
             ({"anchor_loss_coeff": 1.0}, "anchor_loss_coeff"),
             ({"anchor_loss_coef": 0.0}, "greater than 0"),
+            ({"anchors_per_step": 0}, "greater than or equal to 1"),
             ({"anchor_loss_type": "mqe"}, "'mse', 'sum' or 'relative'"),
             ({"anchor_name_or_path": None}, "anchor_name_or_path"),
             (None, "sbr"),

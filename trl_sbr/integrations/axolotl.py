@@ -42,6 +42,7 @@ class SBRSettings(BaseModel):
     anchor_require_refusal: bool = True
     anchor_loss_coef: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
     anchor_loss_type: Literal["mse", "sum", "relative"] = "mse"
+    anchors_per_step: Annotated[int, Field(ge=1)] | None = None
 
 
 class SBRInputArgs(BaseModel):
@@ -72,6 +73,7 @@ class SBRPlugin(BasePlugin):
             settings.anchor_name_or_path,
             coef=settings.anchor_loss_coef,
             loss_type=settings.anchor_loss_type,
+            anchors_per_step=settings.anchors_per_step,
             reference=settings.anchor_reference,
             require_refusal=settings.anchor_require_refusal,
             revision=settings.anchor_revision,
