@@ -23,9 +23,9 @@ from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
 from .judging import judge_all
 from .models import ModelEntry, check_records, resolve_models
-from .prompt_sets import load_prompt_set, sha256_of_prompts
+from .prompt_sets import load_prompt_set
 from .report import make_report, write_report
-from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, progress_bar
+from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, describe_series, progress_bar
 from .served_model import ask_served_model
 from .tasks import load_task, load_task_file
 
@@ -155,16 +155,7 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
             "load_in_4bit": model_args.load_in_4bit,
             "load_in_8bit": model_args.load_in_8bit,
         },
-        "series": {
-            f"{one.kind}/{one.name}": {
-                "n": len(one.prompts),
-                "sha256": sha256_of_prompts(one.prompts),
-                "max_new_tokens": one.max_new_tokens,
-                "system_prompt": one.system_prompt,
-                "prefill": one.prefill,
-            }
-            for one in series
-        },
+        "series": describe_series(series),
     }
 
 

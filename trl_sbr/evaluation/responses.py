@@ -19,6 +19,7 @@ from ..anchors.generation import BatchSize, generate_token_ids
 from ..anchors.prompts import Messages, as_messages, encode_prompts, get_tokenizer
 from ..anchors.schema import Within, check_shape, read_json_as
 from ..anchors.untrusted_files import MAX_TEXT_BYTES, decode_text, parse_json, read_bounded, split_lines
+from .prompt_sets import sha256_of_prompts
 from .tasks import Instruction
 
 
@@ -89,6 +90,20 @@ class Series:
     system_prompt: str | None = None
     prefill: str = ""
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+def describe_series(series: Sequence[Series]) -> dict[str, dict[str, Any]]:
+    """Returns what the answers to each series depend on, as `run.json` holds it."""
+    return {
+        f"{one.kind}/{one.name}": {
+            "n": len(one.prompts),
+            "sha256": sha256_of_prompts(one.prompts),
+            "max_new_tokens": one.max_new_tokens,
+            "system_prompt": one.system_prompt,
+            "prefill": one.prefill,
+        }
+        for one in series
+    }
 
 
 def question_of(prompt: str | Messages | Instruction) -> str:

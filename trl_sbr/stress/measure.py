@@ -12,8 +12,7 @@ from typing import Any
 from ..anchors.generation import BatchSize
 from ..anchors.prompts import Messages
 from ..demo.data import load_questions
-from ..evaluation.prompt_sets import sha256_of_prompts
-from ..evaluation.responses import ResponseFile, Series, ask, progress_bar, question_of, rows_of
+from ..evaluation.responses import ResponseFile, Series, ask, describe_series, progress_bar, question_of, rows_of
 from ..evaluation.tasks import Task
 from ..judges import Judge
 from ..metrics.harmful_score.refusal import find_refusal, is_refusal, normalize, strip_reasoning
@@ -132,16 +131,7 @@ def measure(model, tokenizer, series: list[Series], task: Task, judge: Judge, fo
     settings = {
         "models": {"model": identity},
         "decoding": {"strategy": "greedy"},
-        "series": {
-            f"{one.kind}/{one.name}": {
-                "n": len(one.prompts),
-                "sha256": sha256_of_prompts(one.prompts),
-                "max_new_tokens": one.max_new_tokens,
-                "system_prompt": one.system_prompt,
-                "prefill": one.prefill,
-            }
-            for one in series
-        },
+        "series": describe_series(series),
     }
     responses, batch_size = ResponseFile(folder, settings), BatchSize(_BATCH_SIZE)
     answered: dict[tuple[str, str], list[tuple[str, str]]] = {}
