@@ -26,7 +26,6 @@ from .anchor_files import (
     TENSOR_NAME,
     AnchorConfig,
     anchor_to_files,
-    dtype_name,
     max_tensor_bytes,
     read_anchor,
     read_config,
@@ -46,6 +45,7 @@ from .bottleneck import (
 )
 from .contexts import check_refused, make_contexts, name_context
 from .generation import REFUSAL_TOKENS, begin_answers
+from .numerics import numerics_of, tolerance_of
 from .prompt_pool import choose_prompts, load_prompt_pool
 from .prompts import (
     Messages,
@@ -60,27 +60,6 @@ from .unembedding import unembedding_sha256
 
 
 logger = logging.get_logger(__name__)
-
-
-def _numerics(model: nn.Module) -> dict[str, Any]:
-    """The numerics that a forward of `model` has here and now."""
-    device_type = model.device.type
-    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    quantization = getattr(model.config, "quantization_config", None)
-    if quantization is not None and not isinstance(quantization, dict):
-        quantization = quantization.to_dict()
-    return {
-        "dtype": dtype_name(model.dtype),
-        "autocast_dtype": None if autocast is None else dtype_name(autocast),
-        # `default=str`: quantization configurations hold torch dtypes
-        "quantization": None if quantization is None else json.loads(json.dumps(quantization, default=str)),
-    }
-
-
-def _tolerance(*numerics: dict[str, Any]) -> float:
-    """Relative error of a state that the coarsest of some numerics explains, other kernels and TF32 included."""
-    dtypes = {n["autocast_dtype"] or n["dtype"] for n in numerics}
-    return 2e-3 if dtypes <= {"float32", "float64"} else 5e-2
 
 
 def _reference_model(model: nn.Module, reference: str) -> AbstractContextManager:
@@ -104,7 +83,7 @@ def _check_is_json(chat_template_kwargs: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def _read_states(model: nn.Module, input_ids: list[list[int]], positions: list[list[int]]) -> torch.Tensor:
-    batch = lay_out(model, input_ids, _tolerance(_numerics(model)), positions=positions)
+    batch = lay_out(model, input_ids, tolerance_of(numerics_of(model)), positions=positions)
     states = final_hidden_states(model, get_unembedding(model), batch)
     if not torch.isfinite(states).all():
         raise ValueError("The model's final hidden states on the anchor prompts are not finite (NaN or Inf).")
@@ -279,7 +258,7 @@ class SafetyAnchor:
                 model, processing_class, prompts, chat_template_kwargs, openers, refusal_tokens, require_refusal
             )
         input_ids, positions = [c.input_ids for c in contexts], [c.positions for c in contexts]
-        numerics = _numerics(model)
+        numerics = numerics_of(model)
         if isinstance(model, PeftModel):
             check_unembedding_is_untouched(model)
         was_training = model.training
@@ -287,7 +266,7 @@ class SafetyAnchor:
         try:
             with _reference_model(model, reference):
                 states = _read_states(model, input_ids, positions)
-                prove_bottleneck(model, input_ids, positions, states, tolerance=_tolerance(numerics))
+                prove_bottleneck(model, input_ids, positions, states, tolerance=tolerance_of(numerics))
         finally:
             model.train(was_training)
         states = states.cpu().contiguous()
@@ -491,13 +470,13 @@ class SafetyAnchor:
                 f"The model's unembedding (`{type(get_unembedding(model)).__name__}`, vocabulary and logit scale included) is "
                 "not that of the model that the anchor was captured on: with the anchor's states it gives other answers. The "
                 f"anchor was captured on `{self.config.model_name_or_path}` (revision {self.config.model_revision}) in "
-                f"{self._numerics}; the model at hand is `{model.config._name_or_path}` in {_numerics(model)}. Load that "
+                f"{self._numerics}; the model at hand is `{model.config._name_or_path}` in {numerics_of(model)}. Load that "
                 "model in these numerics, without tokens added, or capture an anchor on this one."
             )
 
     def lay_out(self, model: nn.Module, wrapped: nn.Module, part: slice = slice(None)) -> PromptBatch:
         """Lay out the anchors, or a part of them, as the cheapest batch that `model` takes, see [`~bottleneck.lay_out`]."""
-        return lay_out(model, self.input_ids[part], _tolerance(_numerics(model)), wrapped, self.positions[part])
+        return lay_out(model, self.input_ids[part], tolerance_of(numerics_of(model)), wrapped, self.positions[part])
 
     def reference_model(self, model: nn.Module) -> AbstractContextManager:
         """Context in which `model` is the one the anchor was captured on: the adapters off, or as they are."""
@@ -516,8 +495,8 @@ class SafetyAnchor:
         Raises:
             ValueError: If they differ by more.
         """
-        numerics = _numerics(model)
-        tolerance = _tolerance(numerics, self._numerics)
+        numerics = numerics_of(model)
+        tolerance = tolerance_of(numerics, self._numerics)
         errors, _ = self.drift(states)
         worst = int(errors.argmax())
         if not errors[worst] <= tolerance:
@@ -541,7 +520,7 @@ class SafetyAnchor:
 
     def tolerance_to(self, other: "SafetyAnchor") -> float:
         """Largest relative error between the states of two anchors that their numerics explain."""
-        return _tolerance(self._numerics, other._numerics)
+        return tolerance_of(self._numerics, other._numerics)
 
     def compare(self, model: nn.Module, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> AnchorReport:
         """

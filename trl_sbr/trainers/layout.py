@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, get_unembedding, pad_right, relative_errors
+from ..anchors.numerics import numerics_of, tolerance_of
 from ..anchors.perturbation import get_movable_parameters, moved
 from ..anchors.safety_anchor import SafetyAnchor
 
@@ -135,14 +136,23 @@ def check_layout(
         FloatingPointError: If a state is NaN or infinite.
         RuntimeError: If the states differ from those of padded rows.
     """
-    if not torch.isfinite(final_hidden_states(wrapped, get_unembedding(model), batch)).all():
+    unembedding = get_unembedding(model)
+    states = final_hidden_states(wrapped, unembedding, batch)
+    if not torch.isfinite(states).all():
         raise FloatingPointError(
             "Found final hidden states on the anchor prompts that are NaN or infinite: the training has blown up, and nothing is "
             "saved. Go on from an earlier checkpoint with a smaller learning rate or `anchor_loss_coef`."
         )
-    if _shares_a_row(batch) and not _shares_a_row(anchor.lay_out(model, wrapped, part)):
+    if not _shares_a_row(batch):
+        return
+    padded = pad_right(anchor.input_ids[part], model.device, anchor.positions[part])
+    error = relative_errors(states, final_hidden_states(wrapped, unembedding, padded)).max().item()
+    # The layout was taken at one tolerance of the weights of its time; rounding has as much again with others
+    tolerance = 2 * tolerance_of(numerics_of(model))
+    if not error <= tolerance:
         raise RuntimeError(
-            "Found that the anchor prompts, trained on in one row with a shared prefix, have other states in rows of their own: "
+            "Found that the anchor prompts, trained on in one row with a shared prefix, have other states in rows of their own "
+            f"(relative error {error:.1e}, expected at most {tolerance:.0e}): "
             "what was held is not what the model does. Something that is trained depends on the row or on the position; train "
             "without it, or with `attn_implementation='eager'`, under which the prompts stand in rows of their own."
         )
