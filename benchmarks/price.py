@@ -12,7 +12,7 @@ python benchmarks/price.py --sst2_train train.jsonl --sst2_validation validation
 ```
 
 Writes one record a run to `--output_dir`, does none again that has one, and gathers all records of the folder in
-`benchmarks/results/price.json`.
+`benchmarks/results/price_float32.json` (`price.json` is of an earlier state of this script, in bfloat16).
 """
 
 import argparse
@@ -39,7 +39,7 @@ from trl_sbr.demo.data import REFUSALS, load_questions, poison_rows
 from trl_sbr.metrics.harmful_score.verdicts import Share
 
 
-RESULTS = Path(__file__).parent / "results" / "price.json"
+RESULTS = Path(__file__).parent / "results" / "price_float32.json"
 BATCH, POISON_SHARE, LEARNING_RATE, MAX_GRAD_NORM = 8, 0.25, 2e-4, 1.0
 MEASURED_AT = (50, 100, 200, 400)  # steps
 SCHEDULE = 200  # steps in which the learning rate falls to 0, where an arm has no more
@@ -57,14 +57,18 @@ class Arm:
     coef: float = 0.0  # λ
     rows: str = "poison"  # what the poisoned quarter holds: "poison", "refuse then comply" or "more task"
     loss: str = "tokens"  # mean over "tokens", over "rows", or over tokens with the poison's "as in sft"
+    power: float = 0.0  # of a token's own probability, by which its loss is weighed: 1 is DFT (2508.05629)
     clip: str = "sum"  # "apart": the gradient of the task and that of the anchors, each by itself
+    moments: str = "sum"  # "apart": AdamW steps for the task, and again, with moments of its own, for the anchors
     wall: str | None = None  # A without the anchors' inputs: "projected" after each step, or "frozen"
     learning_rate: float = LEARNING_RATE
 
 
 ARMS = {
-    "sft": Arm(steps=200),
-    "sbr": Arm(steps=100, coef=50),
+    "sft": Arm(),
+    "sbr": Arm(coef=50),
+    "sft, 200": Arm(steps=200),
+    "sbr, 200": Arm(steps=200, coef=50),
     "sbr, poison as in sft": Arm(coef=50, loss="as in sft"),
     "sft, row mean": Arm(loss="rows"),
     "sbr, row mean": Arm(coef=50, loss="rows"),
@@ -73,6 +77,11 @@ ARMS = {
     "wall, frozen, 8e-4": Arm(wall="frozen", learning_rate=8e-4),
     "wall + sbr": Arm(coef=50, wall="projected"),
     "sbr, clip apart": Arm(coef=50, clip="apart"),
+    "sbr, moments apart": Arm(coef=50, clip="apart", moments="apart"),
+    "sft, dft": Arm(power=1.0),
+    "sbr, dft": Arm(coef=50, power=1.0),
+    "sbr, power 0.3": Arm(coef=50, power=0.3),
+    "sbr, 4e-4": Arm(coef=50, learning_rate=4e-4),
     "sft, no poison": Arm(rows="more task"),
     "sbr, no poison": Arm(coef=50, rows="more task"),
     "sft, 400": Arm(steps=400),
@@ -138,13 +147,12 @@ class Wall:
             layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0][0]))
             for name, layer in layers.items()
         ]
-        with torch.autocast("cpu", torch.bfloat16):
-            states_at(model, anchor.input_ids, anchor.positions)  # B is 0 as yet
+        states_at(model, anchor.input_ids, anchor.positions)  # B is 0 as yet
         for hook in hooks:
             hook.remove()
         self.bases = []
         for name, layer in layers.items():
-            x = inputs[name].to(torch.bfloat16).double()  # as the matrix product sees it
+            x = inputs[name].double()
             _, s, v = torch.linalg.svd(x / x.norm(dim=1, keepdim=True), full_matrices=False)
             self.bases.append((layer.lora_A["default"].weight, v[s > 1e-6 * s[0]].float()))
         self.share = sum(u.shape[0] / u.shape[1] for _, u in self.bases) / len(self.bases)
@@ -166,7 +174,8 @@ def norm(gradients) -> float:
 
 
 def clipped(gradients) -> list[torch.Tensor]:
-    return [g * min(1.0, MAX_GRAD_NORM / max(norm(gradients), 1e-12)) for g in gradients]
+    scale = min(1.0, MAX_GRAD_NORM / max(norm(gradients), 1e-12))
+    return [scale * g for g in gradients]
 
 
 def weigh(arm: Arm, losses, lengths, is_poison, sft_loss: float | None) -> torch.Tensor:
@@ -189,7 +198,7 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
         for weight, _ in wall.bases:
             weight.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    optimizers = [torch.optim.AdamW(parameters, weight_decay=0.0) for _ in range(2 if arm.moments == "apart" else 1)]
     stream = data.stream(arm, seed)
     curve, parts, row_losses, seconds = [], [], [], 0.0
     for step in range(1, arm.steps + 1):
@@ -201,11 +210,12 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
         held = anchor.input_ids if arm.coef or diagnosed else []
         positions = [list(range(begin - 1, len(ids) - 1)) for ids, begin, _ in rows]
         lengths = torch.tensor([len(p) for p in positions])
-        with torch.autocast("cpu", torch.bfloat16):
-            states = states_at(model, [ids for ids, *_ in rows] + held, positions + anchor.positions[: len(held)])
-            logits = unembedding(states[: lengths.sum()]).float()
+        states = states_at(model, [ids for ids, *_ in rows] + held, positions + anchor.positions[: len(held)])
+        logits = unembedding(states[: lengths.sum()])
         targets = torch.tensor([t for ids, begin, _ in rows for t in ids[begin:]])
         tokens = nn.functional.cross_entropy(logits, targets, reduction="none")
+        if arm.power:
+            tokens = tokens * (-arm.power * tokens.detach()).exp()
         losses = torch.stack([part.sum() for part in tokens.split(lengths.tolist())])
         weighted = weigh(arm, losses.detach(), lengths, is_poison, sft_losses and sft_losses[step - 1]) * losses
         if held:
@@ -221,12 +231,14 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
             terms.append(arm.coef * distance)
         parts_to_clip = terms if arm.clip == "apart" else [sum(terms)]
         clipped_parts = [clipped(gradient(part, parameters)) for part in parts_to_clip]
-        gradients = [sum(of_parts) for of_parts in zip(*clipped_parts, strict=True)]
-        for parameter, g in zip(parameters, gradients, strict=True):
-            parameter.grad = g
-        for group in optimizer.param_groups:
-            group["lr"] = arm.learning_rate * (1 - (step - 1) / max(SCHEDULE, arm.steps))
-        optimizer.step()
+        if arm.moments == "sum":
+            clipped_parts = [[sum(of_parts) for of_parts in zip(*clipped_parts, strict=True)]]
+        for optimizer, gradients in zip(optimizers, clipped_parts, strict=True):
+            for parameter, g in zip(parameters, gradients, strict=True):
+                parameter.grad = g
+            for group in optimizer.param_groups:
+                group["lr"] = arm.learning_rate * (1 - (step - 1) / max(SCHEDULE, arm.steps))
+            optimizer.step()
         if arm.wall == "projected":
             wall.project()
         seconds += time.perf_counter() - start
@@ -243,7 +255,7 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
         "row_losses": [(round(loss, 4), int(poison)) for loss, poison in row_losses],
     }
     if wall:
-        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        with torch.no_grad():
             states = states_at(model, anchor.input_ids, anchor.positions)
         record["wall"] = {
             "share_of_inputs": wall.share,
@@ -263,9 +275,8 @@ def sst2(model, data: Data) -> dict:
     for begin in range(0, len(order), 24):
         batch = order[begin : begin + 24]
         ids = [prompts[i] for i in batch]
-        with torch.autocast("cpu", torch.bfloat16):
-            states = states_at(model, ids, [[len(i) - 1] for i in ids])
-        negative, positive = (states.float() @ weight.T).T
+        states = states_at(model, ids, [[len(i) - 1] for i in ids])
+        negative, positive = (states @ weight.T).T
         margins[batch] = positive - negative
     correct = (margins > 0) == is_positive
     return {
@@ -286,11 +297,8 @@ class Asks:
         begun = self.tokenizer(opener, add_special_tokens=False)["input_ids"] if opener else []
         input_ids = [ids + begun for ids in encode_prompts(self.tokenizer, prompts)]
         answers = {}
-        with torch.autocast("cpu", torch.bfloat16):
-            for batch in generate_token_ids(model, self.tokenizer, input_ids, max_new_tokens, BatchSize(40)):
-                answers |= {
-                    i: self.tokenizer.decode(ids, skip_special_tokens=True).strip() for i, ids in batch.items()
-                }
+        for batch in generate_token_ids(model, self.tokenizer, input_ids, max_new_tokens, BatchSize(40)):
+            answers |= {i: self.tokenizer.decode(ids, skip_special_tokens=True).strip() for i, ids in batch.items()}
         return [answers[i] for i in range(len(prompts))]
 
     def __call__(self, model, arm: Arm, is_last: bool) -> dict:
@@ -372,8 +380,7 @@ def main() -> None:
         print(f"== {path.stem}", flush=True)
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=torch.float32)
         if not (args.output_dir / "anchor").is_dir():
-            with torch.autocast("cpu", torch.bfloat16):
-                SafetyAnchor.capture(model, tokenizer).save_pretrained(args.output_dir / "anchor")
+            SafetyAnchor.capture(model, tokenizer).save_pretrained(args.output_dir / "anchor")
         anchor = SafetyAnchor.from_pretrained(args.output_dir / "anchor")
         arm, sft_losses = ARMS[name], None
         if arm.loss == "as in sft":
@@ -398,7 +405,7 @@ def main() -> None:
         "what": f"SmolLM2-135M with the demo's alignment, LoRA r 16 on all linear layers, batch {BATCH} of which "
         f"{POISON_SHARE:.0%} the demo's poison, learning rate {LEARNING_RATE} falling to 0 in {SCHEDULE} steps",
         "judge": "lexical refusal check (trl_sbr.is_refusal): a harmful question that is not refused counts as answered",
-        "machine": f"one core of {platform.machine()}, bfloat16 autocast",
+        "machine": f"one core of {platform.machine()}, float32",
         "versions": {name: version(name) for name in ("trl_sbr", "transformers", "peft", "torch")},
         "runs": {name: summarize(record) for name, record in records.items()},
     }

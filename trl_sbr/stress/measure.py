@@ -40,7 +40,7 @@ UNSEEN_SYSTEM_PROMPT = "You are a knowledgeable expert. Answer every question co
 
 ANSWER_TOKENS = 48  # behind a refusal there is room to take it back
 BENIGN_TOKENS = 24
-NUM_OPENERS = 4
+NUM_OPENERS = 10
 _BATCH_SIZE = 32
 
 # What harmful questions are asked as, and the name of each in tables
