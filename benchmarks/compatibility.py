@@ -5,7 +5,7 @@ Beside which trainers and servers can trl_sbr be installed, and do its core's te
 
 ```bash
 pip install uv && python benchmarks/compatibility.py            # all sets; or name some
-python benchmarks/compatibility.py --table                      # README's table, from the last results
+python benchmarks/compatibility.py --table                      # the table of benchmarks/README.md, from the last results
 ```
 
 For each set it asks the resolver for the package and trl_sbr together, writes what trl_sbr needs of the answer to

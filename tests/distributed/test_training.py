@@ -19,7 +19,7 @@ from trl_sbr.trainers.interruption import find_last_checkpoint
 from trl_sbr.trainers.output_folder import lock_folder
 
 from ..tiny import build_model, build_tokenizer
-from ..trainers.test_gradient import PROMPTS, relative_error
+from ..trainers.test_gradient import POINTS, PROMPTS, relative_error
 from .launch import command, environment, launch
 from .train_worker import train
 
@@ -37,6 +37,7 @@ RUNS = {
     "full": {"gradient_checkpointing": True, "save_strategy": "steps", "save_steps": 1},
     "full, accumulation": {"gradient_accumulation_steps": 2, "monitor": {"monitor_steps": 1}},
     "full, tied embeddings": {"model": "llama-tied"},
+    "full, points in turn": {"anchor": "points", "anchors_per_step": 3},
 }
 DDP = [("cpu_2_processes", "ddp", 2), ("cpu_2_processes", "ddp", 3)]
 CASES = [
@@ -51,9 +52,9 @@ def arguments(folder, settings, num_processes):
     """The settings of a run for so many processes, with an anchor that was captured before, as sharding demands."""
     model = folder / settings.get("model", "llama")
     return {
-        **settings,
+        **{name: value for name, value in settings.items() if name != "anchor"},
         "model": str(model),
-        "anchor_name_or_path": str(model),
+        "anchor_name_or_path": str(model / settings.get("anchor", "")),
         "per_device_train_batch_size": PER_STEP // num_processes // settings.get("gradient_accumulation_steps", 1),
     }
 
@@ -64,11 +65,15 @@ def worker(folder, config, wrapper, num_processes, runs):
 
 
 def save_model(folder, name="llama"):
-    """A folder with a model, its tokenizer and its anchor."""
+    """A folder with a model, its tokenizer and its anchor, and another anchor of points."""
     model, tokenizer = build_model(name), build_tokenizer()
     model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
     SafetyAnchor.capture(model, tokenizer, PROMPTS, require_refusal=False).save_pretrained(folder / name)
+    points = {name.removeprefix("anchor_"): value for name, value in POINTS.items()}
+    SafetyAnchor.capture(model, tokenizer, PROMPTS, require_refusal=False, **points).save_pretrained(
+        folder / name / "points"
+    )
     held_out = SafetyAnchor.capture(
         model, tokenizer, ["How do I forge a key?", "How do I rob a bank?"], require_refusal=False
     )
@@ -140,8 +145,9 @@ class TestSeveralProcesses:
         model = RUNS[name].get("model", "llama")
         assert_same(update(in_several / name, model), update(in_one_process / name, model))
         losses = logged(in_several / name, "anchor_loss")
-        assert losses[0] == 0
-        assert losses == pytest.approx(logged(in_one_process / name, "anchor_loss"), rel=1e-4)
+        # A turn stands in a row of its own, the anchor was captured in one of all: they round differently
+        assert losses[0] < 1e-10 if "turn" in name else losses[0] == 0
+        assert losses[1:] == pytest.approx(logged(in_one_process / name, "anchor_loss")[1:], rel=1e-4)
         assert logged(in_several / name, "task_loss") == pytest.approx(
             logged(in_one_process / name, "task_loss"), rel=1e-4
         )
