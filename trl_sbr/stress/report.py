@@ -201,7 +201,11 @@ def _details(attack: str, rows: dict[str, dict], aligned: dict | None) -> list[s
 
 
 def draw(
-    report: dict[str, Any], xlabel: str, points_of: Callable[[dict, dict], dict[float, dict]], path: Path
+    report: dict[str, Any],
+    xlabel: str,
+    points_of: Callable[[dict, dict], list[tuple[tuple[float, float, float], dict]]],
+    path: Path,
+    share_x: bool = False,
 ) -> None:
     """
     Draw harmful scores: a panel a model and attack, a color and marker a defence.
@@ -211,11 +215,13 @@ def draw(
             From [`make_report`].
         xlabel (`str`):
             What they are drawn against.
-        points_of (`Callable[[dict, dict], dict[float, dict]]`):
-            Takes the aligned model's figures and what was measured of a defence under an attack, and returns figures by
-            their place on that axis.
+        points_of (`Callable[[dict, dict], list[tuple[tuple[float, float, float], dict]]]`):
+            Takes the aligned model's figures and what was measured of a defence under an attack, and returns figures, each
+            behind its place on that axis: lower bound, value, upper bound.
         path (`Path`):
             Where to write the picture.
+        share_x (`bool`, *optional*, defaults to `False`):
+            Whether all panels have the same such axis.
     """
     from matplotlib.figure import Figure
 
@@ -229,22 +235,22 @@ def draw(
     rows = -(-max(1, len(panels)) // columns)
     figure = Figure(figsize=(3.6 * columns + 2, 3.2 * rows + 0.3), layout="constrained")
     handles = {}
-    for axes, (model, attack) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
+    for axes, (model, attack) in zip(
+        figure.subplots(rows, columns, squeeze=False, sharex=share_x).flat, panels, strict=False
+    ):
         parts = report["models"][model]
         for i, (name, defence) in enumerate((name, parts["defences"].get(name)) for name in report["defences"]):
             if defence is None or attack not in defence["attacks"]:
                 continue
             points = points_of(parts["aligned"], defence["attacks"][attack])
-            scores = {x: points[x]["harmful"]["plain"]["harmful"] for x in sorted(points)}
-            bounds = [interval_of(score) for score in scores.values()]
-            percents = [score["percent"] for score in scores.values()]
+            scores = [figures["harmful"]["plain"]["harmful"] for _, figures in points]
+            places = [place for place, _ in points], [_place(score) for score in scores]
+            (x, xerr), (y, yerr) = map(_values_and_errors, places)
             handles[name] = axes.errorbar(
-                list(scores),
-                percents,
-                yerr=[
-                    [percent - low for percent, (low, _) in zip(percents, bounds, strict=True)],
-                    [high - percent for percent, (_, high) in zip(percents, bounds, strict=True)],
-                ],
+                x,
+                y,
+                xerr=xerr,
+                yerr=yerr,
                 color=COLORS[i % len(COLORS)],
                 marker="os^D"[i // len(COLORS) % 4],
                 fillstyle="none" if is_broken(defence["attacks"][attack]) else "full",
@@ -253,6 +259,7 @@ def draw(
             )
         axes.set_title(f"{model}, {attack}", fontsize=10)
         axes.set_ylim(-3, 103)
+        axes.tick_params(labelbottom=True)  # also where the panel below has none
         axes.set_xlabel(xlabel, fontsize=9)
         axes.set_ylabel("harmful score, %", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
@@ -264,9 +271,26 @@ def draw(
     figure.savefig(path, dpi=150)
 
 
-def _by_steps(aligned: dict | None, joined: dict) -> dict[float, dict]:
+def _place(share: dict) -> tuple[float, float, float]:
+    low, high = interval_of(share)
+    return low, share["percent"], high
+
+
+def _values_and_errors(places: list[tuple[float, float, float]]) -> tuple[list[float], list[list[float]]]:
+    """Values and their distances to both bounds, as `errorbar` takes them."""
+    lows, values, highs = map(list, zip(*places, strict=True))
+    distances = [value - low for low, value in zip(lows, values, strict=True)]
+    return values, [distances, [high - value for high, value in zip(highs, values, strict=True)]]
+
+
+def _by_steps(aligned: dict | None, joined: dict) -> list[tuple[tuple[float, float, float], dict]]:
     within = {int(step): figures for step, figures in joined["points"].items()}
-    return ({0: aligned} if aligned else {}) | within | {joined["steps"]: joined["figures"]}
+    by_step = ({0: aligned} if aligned else {}) | within | {joined["steps"]: joined["figures"]}
+    return [((step, step, step), by_step[step]) for step in sorted(by_step)]
+
+
+def _by_accuracy(_, joined: dict) -> list[tuple[tuple[float, float, float], dict]]:
+    return [(_place(joined["figures"]["task"]["correct"]), joined["figures"])]
 
 
 def write_report(args: StressArguments) -> Path:
@@ -282,12 +306,7 @@ def write_report(args: StressArguments) -> Path:
     """
     folder, report = Path(args.output_dir), make_report(args)
     draw(report, "steps", _by_steps, folder / "steps.png")
-    draw(
-        report,
-        "accuracy on the task, %",
-        lambda _, joined: {_accuracy(joined): joined["figures"]},
-        folder / "accuracy.png",
-    )
+    draw(report, "accuracy on the task, %", _by_accuracy, folder / "accuracy.png", share_x=True)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_atomically({folder / "report.json": text.encode(), folder / "report.md": to_markdown(report).encode()})
     return folder / "report.md"
