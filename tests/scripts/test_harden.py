@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ class TestHarden:
         for folder in (output_dir, output_dir / "adapter"):
             assert "| benign refused (n = 2) | 100.0 %" in (folder / "README.md").read_text()
 
-    def test_an_anchor_is_captured_and_training_goes_on(self, flags, tmp_path, capsys):
+    def test_an_anchor_is_captured_and_training_goes_on(self, flags, tmp_path, caplog):
         output_dir, rows = str(tmp_path / "hardened"), tmp_path / "rows.jsonl"
         assert main(["harden", *flags, "--output_dir", output_dir]) == 0
         rows.write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
@@ -88,6 +89,18 @@ class TestHarden:
         record = json.loads((tmp_path / "tuned" / "sbr_run.json").read_text())
         assert record["hardening"] == json.loads((tmp_path / "hardened" / "hardening.json").read_text())
         assert "The aligned model was hardened" in (tmp_path / "tuned" / "README.md").read_text()
+        assert "`anchor_openers`" in caplog.text  # this anchor does not hold what hardening has made
+
+    def test_anchors_behind_openers_hold_it_without_a_warning(self, flags, tmp_path, capsys, caplog):
+        output_dir, rows = str(tmp_path / "hardened"), tmp_path / "rows.jsonl"
+        assert main(["harden", *flags, "--output_dir", output_dir]) == 0
+        rows.write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
+        command = line.removeprefix("Next: trl-sbr ").replace("RECIPE", "smollm2-135m-instruct/sbr_lora")
+        command = command.replace("refusal_tokens 4", "refusal_tokens 1")  # this model's refusals are one long token
+        command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "1"]
+        assert main([*command, "--output_dir", str(tmp_path / "tuned")]) == 0
+        assert "anchor_openers" not in caplog.text
 
     def test_whole_model(self, flags, tmp_path):
         output_dir = tmp_path / "hardened"

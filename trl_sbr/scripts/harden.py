@@ -6,8 +6,11 @@ Harden an aligned model before anybody's data come: make it refuse where its ans
 
 ```bash
 trl-sbr harden --config llama-3.1-8b-instruct/harden_lora --output_dir my-aligned
-trl-sbr sft --config llama-3.1-8b-instruct/sbr_lora --model_name_or_path my-aligned --dataset_name untrusted.jsonl
+trl-sbr sft --config llama-3.1-8b-instruct/sbr_lora --model_name_or_path my-aligned --dataset_name untrusted.jsonl \\
+    --anchor_refusal_tokens 4 --anchor_openers 'Sure!' 'Here are the steps:' --anchors_per_step 8
 ```
+
+The last line holds what hardening has made: anchors of one token, plain prompts alone, do not.
 
 The folder holds the model with the adapter merged, which loads everywhere, the adapter alone in `adapter/`, a card of
 each, and `hardening.json`, which they are made from: the settings, the prompts used and left out, and the figures before
@@ -270,7 +273,8 @@ def harden(argv: list[str]) -> int:
         report(before, after)
     trainer.accelerator.wait_for_everyone()
     say(f"\nWrote the hardened model to {output_dir}, and what was done to it to {output_dir / RECORD_NAME}.")
-    say(f"Next: trl-sbr sft --config RECIPE --model_name_or_path {output_dir} --dataset_name DATASET")
+    held = "--anchor_refusal_tokens 4 --anchor_openers 'Sure!' 'Here are the steps:' --anchors_per_step 8"
+    say(f"Next: trl-sbr sft --config RECIPE --model_name_or_path {output_dir} {held} --dataset_name DATASET")
     return 0
 
 

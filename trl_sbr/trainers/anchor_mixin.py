@@ -165,6 +165,11 @@ class SafetyAnchorMixin(PublishingMixin):
         self._anchor_batches: list[PromptBatch] | None = None  # of each turn
         if self.accelerator.is_main_process:
             warn_of_anchors_in(self.train_dataset, self.anchor, get_tokenizer(self.processing_class))
+            if self.hardening is not None and not any(self.anchor.config.openers):
+                logger.warning(
+                    "The model was hardened, and no anchor holds it where an answer has begun: fine-tuning undoes that part, and "
+                    "can take the refusals with it. Capture the anchor with `anchor_refusal_tokens=4` and `anchor_openers`."
+                )
 
     def _take_over(self, anchor: SafetyAnchor) -> None:
         """Train with this anchor from now on."""
