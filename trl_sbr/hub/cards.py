@@ -18,13 +18,13 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from huggingface_hub.utils import yaml_dump
 
 from ..anchors.provenance import PAPER, is_hub_id, public_name
+from ..trainers.hardening_record import HOLDING_FLAGS, HardeningRecord
 from .licenses import base_model_license
 from .markup import Markup, code, escape, one_line, render
 
 
 if TYPE_CHECKING:
     from ..anchors.anchor_files import AnchorConfig
-    from ..trainers.hardening_record import HardeningRecord
 
 
 CARD_NAME = "README.md"
@@ -309,7 +309,7 @@ def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
     )
 
 
-def _hardening_in_words(record: "HardeningRecord") -> dict[str, Any]:
+def _hardening_in_words(record: HardeningRecord) -> dict[str, Any]:
     """What cards say of a hardening."""
     lines = ["| held-out prompts | before | after |", "|---|---|---|"]
     for kind in ("harmful_answered", "benign_refused"):
@@ -332,7 +332,7 @@ def _hardening_in_words(record: "HardeningRecord") -> dict[str, Any]:
     }
 
 
-def render_hardened_card(record: "HardeningRecord", repo_id: str, is_adapter: bool = False) -> str:
+def render_hardened_card(record: HardeningRecord, repo_id: str, is_adapter: bool = False) -> str:
     """
     The card of what `trl-sbr harden` makes.
 
@@ -364,6 +364,7 @@ def render_hardened_card(record: "HardeningRecord", repo_id: str, is_adapter: bo
         repo_id=repo_id,
         is_adapter=is_adapter,
         hardening=_hardening_in_words(record),
+        holding_flags=Markup(HOLDING_FLAGS),
     )
 
 

@@ -21,11 +21,13 @@ from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.untrusted_files import read_text
 from ..evaluation.models import ModelEntry
 from ..evaluation.report_file import read_report
-from ..trainers.hardening_record import HardeningRecord
+from ..trainers.hardening_record import RECORD_NAME as HARDENING_NAME
+from ..trainers.hardening_record import HardeningRecord, read_hardening
 from ..trainers.run_record import (
     ADAPTER_WEIGHTS,
     MODEL_WEIGHTS,
     RECORD_NAME,
+    check_files,
     check_folder,
     find_weights,
     record_to_bytes,
@@ -74,6 +76,7 @@ _WITH_NAMES_OF_MODELS = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer_config.json",
+    HARDENING_NAME,
     REPORT_NAME,
 )
 
@@ -127,10 +130,16 @@ def write_hardened_cards(folder: Path, repo_id: str, record: HardeningRecord) ->
         record ([`HardeningRecord`]):
             What it was hardened with.
     """
-    cards = {folder / CARD_NAME: render_hardened_card(record, repo_id)}
-    if (folder / "adapter").is_dir():  # PEFT has left a card without content there
-        cards[folder / "adapter" / CARD_NAME] = render_hardened_card(record, f"{repo_id}/adapter", is_adapter=True)
-    write_atomically({path: card.encode() for path, card in cards.items()})
+    write_atomically({folder / name: card for name, card in _hardened_cards(folder, repo_id, record).items()})
+
+
+def _hardened_cards(folder: Path, repo_id: str, record: HardeningRecord) -> dict[str, bytes]:
+    cards = {CARD_NAME: _with_notes(render_hardened_card(record, repo_id), folder)}
+    adapter = folder / "adapter"
+    if adapter.is_dir():  # PEFT has left a card without content there
+        card = render_hardened_card(record, f"{repo_id}/adapter", is_adapter=True)
+        cards[f"adapter/{CARD_NAME}"] = _with_notes(card, adapter)
+    return {name: card.encode() for name, card in cards.items()}
 
 
 def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict[str, Path | bytes]:
@@ -139,7 +148,7 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
 
     Args:
         folder (`Path`):
-            The output folder of a training, or that of an anchor.
+            The output folder of a training, of a hardening, or that of an anchor.
         repo_id (`str`):
             Repository that it is for.
         with_prompts (`bool`, *optional*, defaults to `True`):
@@ -149,10 +158,14 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
         `dict[str, Path | bytes]`: The content of each path in the repository.
 
     Raises:
-        FileNotFoundError: If the folder holds neither a trained adapter or model nor an anchor, or lacks a part of it.
+        FileNotFoundError: If the folder holds neither a trained or hardened model or adapter nor an anchor, or lacks a part of
+            it.
         ValueError: If a part of it is corrupted, is a symbolic link, or is of another training, see
-            [`~trl_sbr.trainers.run_record.check_folder`].
+            [`~trl_sbr.trainers.run_record.check_files`].
     """
+    hardening = read_hardening(folder)
+    if hardening is not None and not (folder / RECORD_NAME).is_file():
+        return _collect_hardened(folder, repo_id, hardening)
     is_trained = bool(find_weights(folder)) or (folder / RECORD_NAME).is_file()
     run = check_folder(folder) if is_trained else None
     anchor = None
@@ -166,8 +179,8 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
     if run is None:
         if anchor is None:
             raise FileNotFoundError(
-                f"{folder} holds neither a trained adapter or model nor a safety anchor. Name the folder that `trl-sbr sft` "
-                "or `trl-sbr anchor` wrote."
+                f"{folder} holds neither a trained adapter or model nor a safety anchor. Name the folder that `trl-sbr sft`, "
+                "`trl-sbr harden` or `trl-sbr anchor` wrote."
             )
         card = _with_notes(render_anchor_card(anchor.config, repo_id), folder)
         return {**files, CARD_NAME: card.encode()}
@@ -181,12 +194,7 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
             f"{folder / RECORD_NAME} says that the training had {'no' if anchor is not None else 'a'} safety anchor, and "
             f"that it saved {'none' if anchor is None else 'one'}: it is not the record of a training."
         )
-    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    published = {path: folder / path for path in paths if any(fnmatch.fnmatch(path, p) for p in _PUBLISHED)}
-    for weights in in_subfolders:  # of adapters that have a name
-        published |= {
-            path: folder / path for path in (weights, weights.replace(ADAPTER_WEIGHTS[0], "adapter_config.json"))
-        }
+    published = _find_published(folder, in_subfolders)
     report, own = _read_report(folder)
     pictures = _pictures(folder) if report else ()
     card = render_model_card(run, repo_id, anchor and anchor.config, report, own, pictures)
@@ -195,16 +203,41 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
         files |= {name: folder / name for name in (REPORT_NAME, *pictures)}
         results = eval_results_yaml(report, own)
         files |= {EVAL_RESULTS_NAME: results.encode()} if results else {}
-    for name, content in files.items():
-        if isinstance(content, Path):
-            check_is_no_link(content, folder)
-        if Path(name).name in _WITH_NAMES_OF_MODELS:  # in subfolders too
-            files[name] = without_local_paths(content, name)
+    files = _without_links_and_paths(files, folder)
     # Last, of what is published: prompts and paths of this machine may have been taken out
     changed = {name: sha256_hex(files[name]) for name in run["files"] if isinstance(files.get(name), bytes)}
     record = record_to_bytes({**run, "files": {**run["files"], **changed}})
     files[RECORD_NAME] = without_local_paths(record, RECORD_NAME)
     return files
+
+
+def _collect_hardened(folder: Path, repo_id: str, record: HardeningRecord) -> dict[str, Path | bytes]:
+    """What `trl-sbr harden` left: the model, the adapter alone, their record and a card of each."""
+    named = record.get("files", {})
+    check_files(folder, named, HARDENING_NAME)
+    files = _find_published(folder, [name for name in named if "/" in name])
+    cards = _hardened_cards(folder, repo_id, record)
+    return _without_links_and_paths({**files, HARDENING_NAME: folder / HARDENING_NAME, **cards}, folder)
+
+
+def _find_published(folder: Path, in_subfolders: list[str]) -> dict[str, Path]:
+    """Weights, configuration and tokenizer, and those weights of adapters that lie in a folder of their name."""
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    published = [path for path in paths if any(fnmatch.fnmatch(path, pattern) for pattern in _PUBLISHED)]
+    for weights in in_subfolders:
+        published += [weights, weights.replace(ADAPTER_WEIGHTS[0], "adapter_config.json")]
+    return {path: folder / path for path in published}
+
+
+def _without_links_and_paths(files: dict[str, Path | bytes], folder: Path) -> dict[str, Path | bytes]:
+    """The same, without paths of this machine. A symbolic link is an error."""
+    public = {}
+    for name, content in files.items():
+        if isinstance(content, Path):
+            check_is_no_link(content, folder)
+        has_names = Path(name).name in _WITH_NAMES_OF_MODELS  # in subfolders too
+        public[name] = without_local_paths(content, name) if has_names else content
+    return public
 
 
 def push_folder(

@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from trl_sbr.scripts.common import check_model_name, parse_strictly
-from trl_sbr.trainers.hardening_record import RECORD_NAME
+from trl_sbr.trainers.hardening_record import HOLDING_FLAGS, RECORD_NAME
 
 
 # What held-out prompts are asked behind; no model is hardened behind these
@@ -200,6 +200,21 @@ def report(before: dict, after: dict):
             print(f"{name:58} {share['percent']:6.1f} % {after[kind][prefill]['percent']:6.1f} %")
 
 
+def push(training_args):
+    """Pushes what was written."""
+    from trl_sbr.hub.folder import push_folder
+
+    commit = push_folder(
+        Path(training_args.output_dir),
+        training_args.hub_model_id or Path(training_args.output_dir).resolve().name,
+        "Upload hardened model",
+        private=training_args.hub_private_repo,
+        revision=training_args.hub_revision,
+        token=training_args.hub_token,
+    )
+    print(f"Pushed: {commit.commit_url}")
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
@@ -219,6 +234,7 @@ def harden(argv: list[str]) -> int:
     from trl_sbr.hub.folder import write_hardened_cards
     from trl_sbr.trainers.interruption import find_last_checkpoint
     from trl_sbr.trainers.loading import load_model_and_processing_class
+    from trl_sbr.trainers.run_record import hash_files, subfolder_weights
 
     args, training_args, model_args = parse_strictly(
         (HardenArguments, HardeningConfig, ModelConfig),
@@ -237,6 +253,8 @@ def harden(argv: list[str]) -> int:
     resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
     checkpoint = find_last_checkpoint(output_dir) if resume is True else resume
     check_output_dir(output_dir, checkpoint)
+    # Not by the trainer, which would publish checkpoints and training arguments
+    to_push, training_args.push_to_hub = training_args.push_to_hub, False
     seed = training_args.seed
     harmful, held_out_harmful = draw_prompts(
         args.harmful_prompts, "harmful_align", args.num_harmful_prompts, args.num_eval_prompts, seed
@@ -268,13 +286,15 @@ def harden(argv: list[str]) -> int:
             processing_class.save_pretrained(folder)
             after = measure(hardened, processing_class, held_out_harmful, held_out_benign)
             record |= {"judge": "lexical refusal check", "decoding": "greedy", "before": before, "after": after}
+            record |= {"files": hash_files(folder, subfolder_weights(["adapter"]))}
             (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             write_hardened_cards(folder, training_args.hub_model_id or output_dir.resolve().name, record)
         report(before, after)
+        if to_push:
+            push(training_args)
     trainer.accelerator.wait_for_everyone()
     say(f"\nWrote the hardened model to {output_dir}, and what was done to it to {output_dir / RECORD_NAME}.")
-    held = "--anchor_refusal_tokens 4 --anchor_openers 'Sure!' 'Here are the steps:' --anchors_per_step 8"
-    say(f"Next: trl-sbr sft --config RECIPE --model_name_or_path {output_dir} {held} --dataset_name DATASET")
+    say(f"Next: trl-sbr sft --config RECIPE --model_name_or_path {output_dir} {HOLDING_FLAGS} --dataset_name DATASET")
     return 0
 
 

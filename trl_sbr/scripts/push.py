@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Push to the Hub, in one commit: what a training or a capture left, or the metric as a Space.
+Push to the Hub, in one commit: what a training, a hardening or a capture left, or the metric as a Space.
 
 ```bash
 trl-sbr push --output_dir my-adapter --repo_id org/my-adapter
+trl-sbr push --output_dir my-aligned --repo_id org/my-aligned
 trl-sbr push --output_dir my-anchor --repo_id org/my-anchor --private
 trl-sbr push --metric org/harmful_score
 ```
@@ -25,7 +26,7 @@ class PushArguments:
 
     Args:
         output_dir (`str`, *optional*):
-            Folder that `trl-sbr sft` or `trl-sbr anchor` wrote.
+            Folder that `trl-sbr sft`, `trl-sbr harden` or `trl-sbr anchor` wrote.
         repo_id (`str`, *optional*):
             Repository of the Hub for it, made if need be.
         metric (`str`, *optional*):
@@ -60,7 +61,9 @@ def parse(argv: list[str]) -> PushArguments:
         "anchor alone; or the metric as a Space. Never training arguments, checkpoints or data.",
         allow_abbrev=False,
     )
-    parser.add_argument("--output_dir", metavar="FOLDER", help="what `trl-sbr sft` or `trl-sbr anchor` wrote")
+    parser.add_argument(
+        "--output_dir", metavar="FOLDER", help="what `trl-sbr sft`, `trl-sbr harden` or `trl-sbr anchor` wrote"
+    )
     parser.add_argument("--repo_id", metavar="ORG/NAME", help="repository for it, made if need be")
     parser.add_argument("--metric", metavar="ORG/harmful_score", help="Space for the metric, instead")
     parser.add_argument("--private", action="store_true", help="a repository that is made is private")
@@ -89,14 +92,16 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     if args.metric is not None:
-        commit = push_metric(args, finish=f"trl-sbr push {shlex.join(argv)}")
+        commit, can_be_checked = push_metric(args, finish=f"trl-sbr push {shlex.join(argv)}"), False
     else:
+        from trl_sbr.anchors.anchor_files import CONFIG_NAME
         from trl_sbr.hub.folder import push_folder
 
-        if not Path(args.output_dir).is_dir():
+        folder = Path(args.output_dir)
+        if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder `{args.output_dir}` (looked from {Path.cwd()}).")
         commit = push_folder(
-            Path(args.output_dir),
+            folder,
             args.repo_id,
             args.commit_message,
             with_prompts=not args.no_prompts,
@@ -104,8 +109,9 @@ def main(argv: list[str] | None = None) -> int:
             revision=args.revision,
             create_pr=args.create_pr,
         )
+        can_be_checked = (folder / CONFIG_NAME).is_file() and not args.no_prompts
     print(f"Pushed: {commit.pr_url or commit.commit_url}")
-    if args.metric is None and not args.no_prompts:
+    if can_be_checked:
         print(f"Anybody who may read it can check it: trl-sbr anchor --verify {args.repo_id}")
     return 0
 

@@ -73,7 +73,7 @@ class SafetyAnchorMixin(PublishingMixin):
         dataset_names (`list[str]`):
             Datasets of the Hub that the card names: the rows do not say where they come from.
         hardening ([`HardeningRecord`] or `None`):
-            What `trl-sbr harden` says of the base model, if that is a folder that it made.
+            What `trl-sbr harden` says of the base model, if that is a folder or a Hub repository that it made.
     """
 
     def _find_anchor(
@@ -138,7 +138,10 @@ class SafetyAnchorMixin(PublishingMixin):
         check_rows(self.train_dataset)
         self.anchor_args = settings
         self.dataset_names = []
-        self.hardening = read_hardening(self.model.config._name_or_path)
+        model_init_kwargs = getattr(self.args, "model_init_kwargs", None) or {}  # TRL's alone
+        self.hardening = self._on_main_process(
+            partial(read_hardening, self.model.config._name_or_path, model_init_kwargs.get("revision"))
+        )
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
         self.anchor, self._guard = None, None

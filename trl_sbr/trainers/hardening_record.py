@@ -3,12 +3,17 @@
 """What `trl-sbr harden` says of the model that it makes, in `hardening.json` beside it: cards are made from it."""
 
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
+from ..anchors.provenance import cached_commit
 from ..anchors.schema import Within, read_json_as
+from ..anchors.untrusted_files import MAX_JSON_BYTES
 
 
 RECORD_NAME = "hardening.json"
+
+# Flags of `trl-sbr sft` that hold what hardening has made
+HOLDING_FLAGS = "--anchor_refusal_tokens 4 --anchor_openers 'Sure!' 'Here are the steps:' --anchors_per_step 8"
 
 _Percent = Annotated[float, Within(0, 100)]
 _Count = Annotated[int, Within(0, 10**9)]
@@ -55,25 +60,37 @@ class HardeningRecord(TypedDict):
     seconds: _Count
     judge: str
     decoding: str
+    files: NotRequired[dict[str, str]]  # an older record names none
     before: _Figures
     after: _Figures
 
 
-def read_hardening(model_name_or_path: str | Path) -> HardeningRecord | None:
+def read_hardening(model_name_or_path: str | Path, revision: str | None = None) -> HardeningRecord | None:
     """
     Read what a model was hardened with.
 
     Args:
         model_name_or_path (`str` or `Path`):
-            The model's folder, or another name of it.
+            The model's folder, its id on the Hub, from where it was loaded, or another name of it.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the Hub that was loaded. Defaults to `main`.
 
     Returns:
-        [`HardeningRecord`] or `None`: The record that lies in the folder, if one does.
+        [`HardeningRecord`] or `None`: The record that lies beside the model. `None` if there is none, or the Hub does not hand
+        it out.
 
     Raises:
         ValueError: If it is no such record.
     """
     path = Path(model_name_or_path, RECORD_NAME)
+    commit = cached_commit(str(model_name_or_path), revision)
+    if commit is not None:
+        from ..hub.repository import download_file
+
+        try:
+            path = download_file(str(model_name_or_path), RECORD_NAME, commit, MAX_JSON_BYTES)
+        except OSError:
+            return None
     if not model_name_or_path or not path.is_file():  # a model that was made here has no name
         return None
     return read_json_as(HardeningRecord, path, "It is not what `trl-sbr harden` wrote: get the model again.")

@@ -75,6 +75,11 @@ class HardeningTrainer(Trainer):
                 "Found a `PeftModel`, expected the aligned model itself. Merge the adapter that aligns it "
                 "(`merge_and_unload`), and give the adapter to train as `peft_config`."
             )
+        if args.push_to_hub:
+            raise ValueError(
+                "Found `push_to_hub`, with which `Trainer` publishes checkpoints and training arguments. Save the model, and push it: "
+                "`trl-sbr harden` takes `push_to_hub` and does so."
+            )
         _check_prompts(harmful_prompts, benign_prompts)
         model = model if peft_config is None else get_peft_model(model, peft_config)
         super().__init__(model, args, self._collate, processing_class=processing_class, **trainer_kwargs)

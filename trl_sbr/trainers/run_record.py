@@ -151,7 +151,26 @@ def check_folder(folder: Path) -> RunRecord:
         ValueError: If a file is not the one that the record names, or is one that it does not name.
     """
     record = read_record(folder / RECORD_NAME)
-    expected = record["files"]
+    check_files(folder, record["files"], RECORD_NAME)
+    return record
+
+
+def check_files(folder: Path, expected: dict[str, str], record_name: str) -> None:
+    """
+    Make sure that the weights and the anchor in a folder are those that a record in it names.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        expected (`dict[str, str]`):
+            What the record names, see [`hash_files`].
+        record_name (`str`):
+            Name of the record.
+
+    Raises:
+        FileNotFoundError: If a file that it names is missing.
+        ValueError: If a file is not the one that the record names, or is one that it does not name.
+    """
     found = hash_files(folder, expected)
     way_out = (
         "A save that was cut off leaves that, and so do two trainings, or files of another one, in one folder. Resume "
@@ -160,7 +179,7 @@ def check_folder(folder: Path) -> RunRecord:
     missing = sorted(expected.keys() - found.keys())
     if missing:
         raise FileNotFoundError(
-            f"{folder} holds no `{missing[0]}`, and its `{RECORD_NAME}` says that the training saved one. {way_out}"
+            f"{folder} holds no `{missing[0]}`, and its `{record_name}` says that the training saved one. {way_out}"
         )
     for name, sha256 in found.items():
         if sha256 != expected.get(name):
@@ -168,9 +187,8 @@ def check_folder(folder: Path) -> RunRecord:
                 f"expected sha256 {expected[name]}, found {sha256}" if name in expected else "which names no such file"
             )
             raise ValueError(
-                f"{folder / name} is not of the training that `{RECORD_NAME}` beside it records: {named}. {way_out}"
+                f"{folder / name} is not of the training that `{record_name}` beside it records: {named}. {way_out}"
             )
-    return record
 
 
 def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str | list[str] | None = None) -> RunRecord:
