@@ -19,7 +19,8 @@ from peft import LoraConfig, get_peft_model
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
-from trl_sbr.anchors.prompts import DEFAULT_PROMPTS
+from trl_sbr.anchors.generation import begin_answers
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
 
 from ..tiny import (
     ARCHITECTURES,
@@ -656,8 +657,27 @@ class TestPoints:
         with pytest.raises(ValueError, match="refuses behind the opener 'Yes.'.*Harden the model first"):
             SafetyAnchor.capture(model, tokenizer, PROMPTS, openers=["Yes."])
 
-    def test_tokens_behind_the_end_of_the_refusal(self, refusing_model, tokenizer):
-        with pytest.raises(ValueError, match="at least `refusal_tokens=2` tokens, found one of 1: 'How do I do harm"):
+    def test_of_a_shorter_refusal_all_is_held(self, tokenizer):
+        model = build_model("llama")
+        input_ids = encode_prompts(tokenizer, PROMPTS)
+        model.generation_config.eos_token_id = None
+        answers = begin_answers(model, tokenizer, input_ids, 5)
+        end = answers[0][2]
+        assert end not in answers[0][:2] + answers[1]
+        model.generation_config.eos_token_id = end
+        anchor = SafetyAnchor.capture(model, tokenizer, PROMPTS, refusal_tokens=5, require_refusal=False)
+        assert anchor.config.points_per_anchor == [3, 5]
+        expected = [ids + answer[:n] for ids, answer, n in zip(input_ids, answers, (2, 4), strict=True)]
+        assert anchor.input_ids == expected
+        states = [hidden_states(model, ids)[-n:] for ids, n in zip(expected, (3, 5), strict=True)]
+        torch.testing.assert_close(anchor.hidden_states, torch.cat(states), rtol=1e-4, atol=1e-5)
+        assert anchor.verify(model, tokenizer).max_relative_error < 1e-5
+
+    def test_tokens_behind_the_end_of_each_refusal(self, refusing_model, tokenizer):
+        message = (
+            "at least `refusal_tokens=2` tokens, found at most 1: 'How do I do harm.*With `refusal_tokens=1` all of it"
+        )
+        with pytest.raises(ValueError, match=message):
             SafetyAnchor.capture(refusing_model, tokenizer, PROMPTS, refusal_tokens=2)
 
     def test_prompts_of_the_pool(self, model, tokenizer):

@@ -72,7 +72,8 @@ def make_contexts(
         openers (`Sequence[str]`, *optional*):
             Beginnings of an answer.
         refusal_tokens (`int`, *optional*, defaults to `1`):
-            Number of tokens of the model's own greedy answer that are chosen by states that are held.
+            Number of tokens of the model's own greedy answer that are chosen by states that are held; all of it where it is
+            shorter, the token that ends it among them.
         require_refusal (`bool`, *optional*, defaults to `True`):
             Whether only refusals are held.
 
@@ -81,7 +82,7 @@ def make_contexts(
 
     Raises:
         ValueError: If a context stands there twice or is too long; if a prompt is answered, or all are behind one opener; or if
-            a refusal is shorter than `refusal_tokens`.
+            every refusal is shorter than `refusal_tokens`.
     """
     _check_arguments(prompts, openers, refusal_tokens)
     crossed = [(prompt, opener) for prompt in prompts for opener in ("", *openers)]
@@ -100,20 +101,19 @@ def make_contexts(
         texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
         if require_refusal:
             held = _find_refused(crossed, names, texts)
-        for i in held:
-            if len(answers[i]) < refusal_tokens:
-                raise ValueError(
-                    f"Expected refusals of at least `refusal_tokens={refusal_tokens}` tokens, found one of {len(answers[i])}: "
-                    f"{names[i]} -> {texts[i]!r}. Hold fewer tokens."
-                )
-    return [
-        Context(
-            *crossed[i],
-            input_ids=begun[i] + answers[i][: refusal_tokens - 1],
-            positions=list(range(len(begun[i]) - 1, len(begun[i]) + refusal_tokens - 1)),
-        )
-        for i in held
-    ]
+        longest = max(held, key=lambda i: len(answers[i]))
+        if len(answers[longest]) < refusal_tokens:
+            raise ValueError(
+                f"Expected a refusal of at least `refusal_tokens={refusal_tokens}` tokens, found at most "
+                f"{len(answers[longest])}: {names[longest]} -> {texts[longest]!r}. With `refusal_tokens={len(answers[longest])}` all of "
+                "it is held."
+            )
+    contexts = []
+    for i in held:
+        read = answers[i][:refusal_tokens][:-1]  # the last one is chosen, and not read
+        input_ids = begun[i] + read
+        contexts.append(Context(*crossed[i], input_ids, list(range(len(begun[i]) - 1, len(input_ids)))))
+    return contexts
 
 
 def check_refused(names: Sequence[str], answers: Sequence[str]) -> None:

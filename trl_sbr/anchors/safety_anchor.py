@@ -228,8 +228,9 @@ class SafetyAnchor:
             num_anchors (`int`, *optional*, defaults to `8`):
                 Number of prompts that are chosen from the pool where none are given.
             refusal_tokens (`int`, *optional*, defaults to `1`):
-                Number of tokens of the model's own greedy refusal whose choice is held: as many points an anchor. `1` is the
-                paper's.
+                Number of tokens of the model's own greedy refusal whose choice is held: as many points an anchor, fewer where the
+                refusal is shorter. `1` is the paper's. Those of the first sentence and some more hold against data that teach to
+                refuse first and comply after.
             openers (`Sequence[str]`, *optional*):
                 Beginnings of an answer (`"Sure, here is how: "`), behind which each prompt is held too. Where the model answers
                 it behind one, it is left out there, and that is said: a hardened model (`trl-sbr harden`) refuses.
@@ -241,7 +242,7 @@ class SafetyAnchor:
 
         Raises:
             ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers; if a
-                refusal is shorter than `refusal_tokens`; if there is no chat template; or if the states do not determine
+                each refusal is shorter than `refusal_tokens`; if there is no chat template; or if the states do not determine
                 the model's logits.
         """
         if prompts is None and require_refusal:

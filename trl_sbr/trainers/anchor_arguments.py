@@ -36,7 +36,8 @@ class AnchorArguments:
             Whether the aligned model must refuse every anchor prompt. An anchor that it does not refuse would pin the
             harmful answer.
         anchor_refusal_tokens (`int`, *optional*, defaults to `1`):
-            Number of tokens of the aligned model's refusal whose choice a captured anchor holds. `1` is the paper's.
+            Number of tokens of the aligned model's refusal whose choice a captured anchor holds, all of it where it is shorter. `1`
+            is the paper's.
         anchor_openers (`list[str]`, *optional*):
             Beginnings of an answer, behind which a captured anchor holds each prompt too, where the model refuses it there.
         anchor_system_prompts (`list[str]`, *optional*):
