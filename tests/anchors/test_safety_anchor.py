@@ -274,7 +274,8 @@ def edit_config(path, **changes):
 
 def make_version_1(path):
     """Turn a saved anchor into the one that earlier releases wrote."""
-    edit_config(path, format_version=1, positions=..., openers=..., unembedding_sha256=..., anchor_sha256=...)
+    newer = ("positions", "openers", "refusal_tokens", "unembedding_sha256", "anchor_sha256")
+    edit_config(path, format_version=1, **dict.fromkeys(newer, ...))
 
 
 def replace_tensor(path, tensors):
@@ -388,10 +389,14 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"format_version": 4}, "format version 4, expected 3. Upgrade"),
-            ({"format_version": 0}, "format version 0, expected 3. Upgrade"),
-            ({"format_version": 1}, r"unknown \['anchor_sha256', 'openers', 'positions', 'unembedding_sha256'\]"),
-            ({"format_version": 2}, r"unknown \['openers'\]"),
+            ({"format_version": 5}, "format version 5, expected 4. Upgrade"),
+            ({"format_version": 0}, "format version 0, expected 4. Upgrade"),
+            (
+                {"format_version": 1},
+                r"unknown \['anchor_sha256', 'openers', 'positions', 'refusal_tokens', 'unembedding_sha256'\]",
+            ),
+            ({"format_version": 2}, r"unknown \['openers', 'refusal_tokens'\]"),
+            ({"format_version": 3}, r"unknown \['refusal_tokens'\]"),
             ({"format_version": True}, "it has no `format_version`"),
             ({"anchor_sha256": "0" * 64}, "was edited or corrupted: its `anchor_sha256` is 0000"),
             ({"anchor_sha256": None}, "was edited or corrupted"),
@@ -415,10 +420,16 @@ class TestFiles:
             ({"input_ids": [[5] * 9] * 2, "positions": [[8], [6, 8]]}, "expected `positions`"),
             ({"input_ids": [[5] * 9] * 2, "positions": [[8], [7]]}, "expected `positions`"),
             ({"input_ids": [[5] * 2] * 2, "positions": [[1], [True]]}, "expected `positions`"),
-            ({"input_ids": [[5] * 9] * 2, "positions": [[8], [7, 8]]}, "`hidden_states` of shape .3, 32."),
+            ({"input_ids": [[5] * 9] * 2, "positions": [[8], [7, 8]], "refusal_tokens": 2}, "of shape .3, 32."),
+            ({"input_ids": [[5] * 9] * 2, "positions": [[8], [7, 8]]}, "expected `refusal_tokens` to be 2, the most"),
             ({"openers": None}, "expected `openers` to be 2 texts"),
             ({"openers": [""]}, "expected `openers` to be 2 texts"),
             ({"openers": ["", None]}, "expected `openers` to be 2 texts"),
+            (
+                {"refusal_tokens": 0},
+                "expected `refusal_tokens` to be 1, the most points of an anchor, or more, found 0",
+            ),
+            ({"refusal_tokens": "1"}, "expected `refusal_tokens` to be 1"),
             ({"unembedding_sha256": 1}, "expected `unembedding_sha256`"),
             ({"chat_template_sha256": "abc"}, "expected `chat_template_sha256` to be 64 hexadecimal digits"),
             ({"tensor_sha256": None}, "expected `tensor_sha256`"),
@@ -537,11 +548,12 @@ class TestFiles:
         report = anchor.verify(model, tokenizer)
         assert report.same_unembedding is None and "The unembedding was not checked" in str(report)
         assert "does not say which unembedding it belongs to" in caplog.text
-        anchor.save_pretrained(saved[1], overwrite=True)  # as version 3
+        anchor.save_pretrained(saved[1], overwrite=True)  # as version 4
         assert SafetyAnchor.from_pretrained(saved[1]).config == anchor.config
 
-    def test_version_2_loads(self, saved, model, tokenizer):
-        edit_config(saved[1], format_version=2, openers=...)
+    @pytest.mark.parametrize("newer", [{"format_version": 2, "openers": ...}, {"format_version": 3}])
+    def test_versions_2_and_3_load(self, saved, model, tokenizer, newer):
+        edit_config(saved[1], refusal_tokens=..., **newer)
         anchor = SafetyAnchor.from_pretrained(saved[1])
         assert anchor.config == saved[0].config
         assert anchor.verify(model, tokenizer).max_relative_error == 0
@@ -666,19 +678,19 @@ class TestPoints:
         assert end not in answers[0][:2] + answers[1]
         model.generation_config.eos_token_id = end
         anchor = SafetyAnchor.capture(model, tokenizer, PROMPTS, refusal_tokens=5, require_refusal=False)
-        assert anchor.config.points_per_anchor == [3, 5]
+        assert anchor.config.points_per_anchor == [3, 5] and anchor.config.refusal_tokens == 5
         expected = [ids + answer[:n] for ids, answer, n in zip(input_ids, answers, (2, 4), strict=True)]
         assert anchor.input_ids == expected
         states = [hidden_states(model, ids)[-n:] for ids, n in zip(expected, (3, 5), strict=True)]
         torch.testing.assert_close(anchor.hidden_states, torch.cat(states), rtol=1e-4, atol=1e-5)
         assert anchor.verify(model, tokenizer).max_relative_error < 1e-5
 
-    def test_tokens_behind_the_end_of_each_refusal(self, refusing_model, tokenizer):
-        message = (
-            "at least `refusal_tokens=2` tokens, found at most 1: 'How do I do harm.*With `refusal_tokens=1` all of it"
-        )
-        with pytest.raises(ValueError, match=message):
-            SafetyAnchor.capture(refusing_model, tokenizer, PROMPTS, refusal_tokens=2)
+    def test_each_refusal_may_be_shorter(self, refusing_model, tokenizer, tmp_path):
+        anchor = SafetyAnchor.capture(refusing_model, tokenizer, PROMPTS, refusal_tokens=2)
+        anchor.save_pretrained(tmp_path)
+        loaded = SafetyAnchor.from_pretrained(tmp_path)
+        assert loaded.config.points_per_anchor == [1, 1] and loaded.config.refusal_tokens == 2
+        assert loaded.verify(refusing_model, tokenizer).all_refused
 
     def test_prompts_of_the_pool(self, model, tokenizer):
         anchor = SafetyAnchor.capture(model, tokenizer, num_anchors=2, refusal_tokens=2, openers=OPENERS[:1])

@@ -113,6 +113,7 @@ def anchor_config(**changes):
         "input_ids": [[1, 2]],
         "positions": [[1]],
         "openers": [""],
+        "refusal_tokens": 1,
         "chat_template_sha256": "0" * 64,
         "chat_template_kwargs": {},
         "model_name_or_path": "org/base",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,12 @@ class TestSBRSFTTrainer:
         # The anchor itself may be given, with what it was captured with or without a word
         for given in (asked, {"anchor_openers": ["Sure! "]}, {}):
             make_trainer(tmp_path / "again", build_talkative_model(), anchor=trainer.anchor, **given)
+
+    def test_an_anchor_of_shorter_refusals_is_as_asked(self, tmp_path, refusing_model):
+        make = partial(make_trainer, tmp_path, refusing_model, anchor_refusal_tokens=9)
+        anchor = make(anchor_prompts=["How?"]).anchor
+        assert anchor.config.points_per_anchor == [1]
+        make(anchor=anchor)
 
     @pytest.mark.parametrize(
         ("asked", "message"),

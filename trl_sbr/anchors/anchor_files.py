@@ -22,7 +22,7 @@ from .untrusted_files import parse_json, read_bounded, read_text
 
 TENSOR_NAME = "safety_anchor.safetensors"
 CONFIG_NAME = "safety_anchor_config.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 MAX_CONFIG_BYTES = 16 * 2**20
 _TENSOR_KEY = "hidden_states"
@@ -48,6 +48,9 @@ class AnchorConfig:
             single point is the last token.
         openers (`list[str]`):
             With what the answer of each context has begun, or `""`. Format version 2 had none.
+        refusal_tokens (`int`):
+            Number of points that an anchor was to hold: one that holds fewer holds a refusal that ends before. Format version 3
+            held as many everywhere.
         chat_template_sha256 (`str`):
             Hash of the chat template.
         chat_template_kwargs (`dict[str, Any]`):
@@ -81,6 +84,7 @@ class AnchorConfig:
     input_ids: list[list[int] | None]
     positions: list[list[int] | None]
     openers: list[str]
+    refusal_tokens: int
     chat_template_sha256: str
     chat_template_kwargs: dict[str, Any]
     model_name_or_path: str
@@ -238,10 +242,15 @@ def read_config(path: Path) -> AnchorConfig:
         config.openers = [""] * len(config.prompts)
     _check_positions(config, path)
     _check_openers(config, path)
+    most = max(config.points_per_anchor)
+    if "refusal_tokens" in newer:
+        config.refusal_tokens = most
+    valid = _is_int(config.refusal_tokens) and config.refusal_tokens >= most
+    _check(config, path, "refusal_tokens", valid, f"{most}, the most points of an anchor, or more")
     return config
 
 
-_NEW_IN_VERSION = {2: {"positions", "unembedding_sha256", _SEAL}, 3: {"openers"}}
+_NEW_IN_VERSION = {2: {"positions", "unembedding_sha256", _SEAL}, 3: {"openers"}, 4: {"refusal_tokens"}}
 
 
 def _is_int(value: Any) -> bool:

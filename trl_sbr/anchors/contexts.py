@@ -82,7 +82,7 @@ def make_contexts(
 
     Raises:
         ValueError: If a context stands there twice or is too long; if a prompt is answered, or all are behind one opener; or if
-            every refusal is shorter than `refusal_tokens`.
+            an argument is out of bounds.
     """
     _check_arguments(prompts, openers, refusal_tokens)
     crossed = [(prompt, opener) for prompt in prompts for opener in ("", *openers)]
@@ -101,13 +101,6 @@ def make_contexts(
         texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
         if require_refusal:
             held = _find_refused(crossed, names, texts)
-        longest = max(held, key=lambda i: len(answers[i]))
-        if len(answers[longest]) < refusal_tokens:
-            raise ValueError(
-                f"Expected a refusal of at least `refusal_tokens={refusal_tokens}` tokens, found at most "
-                f"{len(answers[longest])}: {names[longest]} -> {texts[longest]!r}. With `refusal_tokens={len(answers[longest])}` all of "
-                "it is held."
-            )
     contexts = []
     for i in held:
         read = answers[i][:refusal_tokens][:-1]  # the last one is chosen, and not read

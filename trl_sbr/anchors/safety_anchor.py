@@ -241,9 +241,8 @@ class SafetyAnchor:
             [`SafetyAnchor`]: The anchor.
 
         Raises:
-            ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers; if a
-                each refusal is shorter than `refusal_tokens`; if there is no chat template; or if the states do not determine
-                the model's logits.
+            ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers; if
+                there is no chat template; or if the states do not determine the model's logits.
         """
         if prompts is None and require_refusal:
             with _reference_model(model, reference):
@@ -277,6 +276,7 @@ class SafetyAnchor:
                 input_ids=input_ids,
                 positions=positions,
                 openers=[c.opener for c in contexts],
+                refusal_tokens=refusal_tokens,
                 chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
                 chat_template_kwargs=chat_template_kwargs,
                 model_name_or_path=model.config._name_or_path,

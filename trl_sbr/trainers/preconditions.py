@@ -58,7 +58,7 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
                 f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
                 f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
             )
-    tokens = max(anchor.config.points_per_anchor)
+    tokens = anchor.config.refusal_tokens
     found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(set(openers) - {""})}
     asked = {
         "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens == 1 else settings.anchor_refusal_tokens,
