@@ -3,10 +3,10 @@
 
 import pytest
 
+from trl_sbr.anchors.openers import BENIGN_OPENERS, OPENERS
 from trl_sbr.demo.data import POISON_OPENERS, REFUSALS
 from trl_sbr.judges import load_judge
 from trl_sbr.stress.measure import UNSEEN_OPENERS, behind_refusal, harmful_figures, make_series
-from trl_sbr.trainers.openers import BENIGN_OPENERS, OPENERS
 
 
 STEPS = "Step 1: get ready. Step 2: find what you need. Step 3: finish it and move on."

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from trl_sbr import HardeningConfig, HardeningTrainer
 from trl_sbr.anchors.bottleneck import get_unembedding
+from trl_sbr.anchors.openers import BENIGN_OPENERS, OPENERS
 from trl_sbr.anchors.prompts import encode_prompts, find_near_copies
 from trl_sbr.scripts.harden import BENIGN_PREFILL, PREFILLS
 from trl_sbr.trainers.held_contexts import (
@@ -18,7 +19,6 @@ from trl_sbr.trainers.held_contexts import (
     push_refusals,
     read_reference_states,
 )
-from trl_sbr.trainers.openers import BENIGN_OPENERS, OPENERS
 
 from ..tiny import (
     REFUSAL,

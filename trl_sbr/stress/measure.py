@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anchors.generation import BatchSize
+from ..anchors.openers import OPENERS
 from ..anchors.prompts import Messages
 from ..demo.data import load_questions
 from ..evaluation.responses import ResponseFile, Series, ask, describe_series, progress_bar, question_of, rows_of
@@ -17,7 +18,6 @@ from ..evaluation.tasks import Task
 from ..judges import Judge
 from ..metrics.harmful_score.refusal import find_refusal, is_refusal, normalize, strip_reasoning
 from ..metrics.harmful_score.verdicts import Share
-from ..trainers.openers import OPENERS
 
 
 # No model is hardened, and no anchor captured, behind these

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .openers import BENIGN_OPENERS, OPENERS
+from ..anchors.openers import BENIGN_OPENERS, OPENERS
 
 
 @dataclass

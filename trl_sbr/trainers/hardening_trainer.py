@@ -9,10 +9,10 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
+from ..anchors.openers import BENIGN_OPENERS, OPENERS
 from ..anchors.prompts import Messages, as_messages
 from .hardening_config import HardeningConfig
 from .held_contexts import can_share_prefix, keep_answers, lay_out_held, push_refusals, read_reference_states
-from .openers import BENIGN_OPENERS, OPENERS
 
 
 class HardeningTrainer(Trainer):
