@@ -20,6 +20,8 @@ from peft import LoraConfig, get_peft_model
 from trl_sbr import SafetyAnchor
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.anchors.generation import begin_answers
+from trl_sbr.anchors.openers import DEFAULT_OPENERS
+from trl_sbr.anchors.openers import OPENERS as OPENERS_OF_HARDENING
 from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
 
 from ..tiny import (
@@ -685,6 +687,11 @@ class TestPoints:
         torch.testing.assert_close(anchor.hidden_states, torch.cat(states), rtol=1e-4, atol=1e-5)
         assert anchor.verify(model, tokenizer).max_relative_error < 1e-5
 
+    def test_default_openers(self, model, tokenizer):
+        anchor = SafetyAnchor.capture(model, tokenizer, PROMPTS[:1], openers="default")
+        assert anchor.config.openers == ["", *DEFAULT_OPENERS]
+        assert len(DEFAULT_OPENERS) == 8 and set(DEFAULT_OPENERS) < set(OPENERS_OF_HARDENING)
+
     def test_each_refusal_may_be_shorter(self, refusing_model, tokenizer, tmp_path):
         anchor = SafetyAnchor.capture(refusing_model, tokenizer, PROMPTS, refusal_tokens=2)
         anchor.save_pretrained(tmp_path)
@@ -702,7 +709,7 @@ class TestPoints:
         [
             ({"refusal_tokens": 0}, "`refusal_tokens` to be from 1 to 32, found 0"),
             ({"refusal_tokens": 33}, "`refusal_tokens` to be from 1 to 32, found 33"),
-            ({"openers": "Sure!"}, "`openers` to be a list of texts.*found 'Sure!'"),
+            ({"openers": "Sure!"}, "`openers` to be a list of texts.*or 'default', found 'Sure!'"),
             ({"openers": ["Sure!", ""]}, "`openers` to be a list of texts"),
             ({"openers": ["Sure!", "Sure!"]}, "prompts 1 and 2 are the same: 'How do I do harm[?]' behind 'Sure!'"),
             ({"system_prompts": "Be kind."}, "`system_prompts` to be a list"),

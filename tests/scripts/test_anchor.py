@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.anchors.adapters import base_tensors
+from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.anchors.prompt_pool import load_prompt_pool
 from trl_sbr.cli import main
+from trl_sbr.recipes import find_recipe
 
 from ..anchors.test_adapters import add_to_file
 from ..anchors.test_safety_anchor import make_version_1
@@ -78,6 +80,15 @@ class TestCapture:
         assert main(["anchor", *model_flags, "--verify", directory]) == 0
         output = capsys.readouterr().out
         assert "How? behind 'Sure! '" in output and "Verified." in output
+
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_default_openers(self, model_flags, tmp_path, in_file):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(find_recipe(RECIPE).read_text() + "\nanchor_openers: default\n" * in_file)
+        flags = ["--config", str(recipe), *model_flags[2:], *["--anchor_openers", "default"] * (not in_file)]
+        directory = str(tmp_path / "anchor")
+        assert main(["anchor", *flags, "--anchor_prompts", "How?", "--output_dir", directory]) == 0
+        assert SafetyAnchor.from_pretrained(directory).config.openers == ["", *DEFAULT_OPENERS]
 
     def test_under_the_autocast_of_training(self, model_flags, tmp_path):
         assert main(["anchor", *model_flags, "--bf16", "true", "--output_dir", str(tmp_path / "anchor")]) == 0

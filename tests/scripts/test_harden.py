@@ -97,7 +97,6 @@ class TestHarden:
         rows.write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
         command = line.removeprefix("Next: trl-sbr ").replace("RECIPE", "smollm2-135m-instruct/sbr_lora")
-        command = command.replace("refusal_tokens 4", "refusal_tokens 1")  # this model's refusals are one long token
         command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "1"]
         assert main([*command, "--output_dir", str(tmp_path / "tuned")]) == 0
         assert "anchor_openers" not in caplog.text

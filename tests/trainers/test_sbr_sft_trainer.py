@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
+from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
 
 from ..tiny import build_model, build_refusing_model, build_talkative_model, build_tokenizer, conversation_rows
@@ -170,6 +171,14 @@ class TestSBRSFTTrainer:
         anchor = make(anchor_prompts=["How?"]).anchor
         assert anchor.config.points_per_anchor == [1]
         make(anchor=anchor)
+
+    def test_default_openers(self, tmp_path):
+        make = partial(make_trainer, tmp_path, build_talkative_model(), anchor_openers="default")
+        anchor = make(anchor_prompts=["How?"]).anchor
+        assert anchor.config.openers == ["", *DEFAULT_OPENERS]
+        make(anchor=anchor)
+        with pytest.raises(ValueError, match="`anchor_openers=.*found .'Yes.'."):
+            make(anchor=anchor, anchor_openers=["Yes."])
 
     @pytest.mark.parametrize(
         ("asked", "message"),

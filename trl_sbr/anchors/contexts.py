@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..metrics.harmful_score.refusal import is_refusal
 from .generation import REFUSAL_TOKENS, begin_answers
+from .openers import resolve_openers
 from .prompts import Messages, encode_prompts, get_tokenizer
 
 
@@ -52,7 +53,7 @@ def make_contexts(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     prompts: Sequence[Messages],
     chat_template_kwargs: dict[str, Any],
-    openers: Sequence[str] = (),
+    openers: str | Sequence[str] | None = None,
     refusal_tokens: int = 1,
     require_refusal: bool = True,
 ) -> list[Context]:
@@ -69,8 +70,8 @@ def make_contexts(
             Harmful conversations.
         chat_template_kwargs (`dict[str, Any]`):
             Further variables of the chat template.
-        openers (`Sequence[str]`, *optional*):
-            Beginnings of an answer.
+        openers (`str` or `Sequence[str]`, *optional*):
+            Beginnings of an answer, or `"default"`, see [`~trl_sbr.anchors.openers.resolve_openers`].
         refusal_tokens (`int`, *optional*, defaults to `1`):
             Number of tokens of the model's own greedy answer that are chosen by states that are held; all of it where it is
             shorter, the token that ends it among them.
@@ -84,7 +85,8 @@ def make_contexts(
         ValueError: If a context stands there twice or is too long; if a prompt is answered, or all are behind one opener; or if
             an argument is out of bounds.
     """
-    _check_arguments(prompts, openers, refusal_tokens)
+    _check_arguments(prompts, refusal_tokens)
+    openers = resolve_openers(openers)
     crossed = [(prompt, opener) for prompt in prompts for opener in ("", *openers)]
     begun = encode_prompts(
         processing_class,
@@ -157,11 +159,9 @@ def _find_refused(crossed: list[tuple[Messages, str]], names: list[str], answers
     return sorted(set(range(len(crossed))) - set(left_out))
 
 
-def _check_arguments(prompts: Sequence[Messages], openers: Sequence[str], refusal_tokens: int) -> None:
+def _check_arguments(prompts: Sequence[Messages], refusal_tokens: int) -> None:
     if not prompts:
         raise ValueError("Expected at least one anchor prompt, found none.")
-    if isinstance(openers, str) or not all(isinstance(opener, str) and opener for opener in openers):
-        raise ValueError(f"Expected `openers` to be a list of texts with which answers begin, found {openers!r}.")
     if not 1 <= refusal_tokens <= REFUSAL_TOKENS:
         raise ValueError(f"Expected `refusal_tokens` to be from 1 to {REFUSAL_TOKENS}, found {refusal_tokens}.")
 

@@ -6,6 +6,9 @@ Beginnings of an answer, behind which models are hardened. Evaluations ask behin
 Some end in white space and some do not, since a model goes on otherwise behind each.
 """
 
+from collections.abc import Sequence
+
+
 # Behind which harmful prompts are refused, and benign ones answered as before
 OPENERS = (
     "Sure!",
@@ -51,3 +54,27 @@ BENIGN_OPENERS = (
     "Yes,",
     "A short answer: ",
 )
+
+# Behind which anchors are held where `"default"` is asked for: short and long ones of those that hardening knows
+DEFAULT_OPENERS = tuple(OPENERS[i] for i in (0, 3, 5, 6, 9, 12, 14, 19))
+
+
+def resolve_openers(openers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """
+    Returns the openers that are named.
+
+    Args:
+        openers (`str` or `Sequence[str]`, *optional*):
+            Beginnings of an answer, or `"default"` for eight of the package's.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if openers in ("default", ["default"]):
+        return DEFAULT_OPENERS
+    openers = openers or ()
+    if isinstance(openers, str) or not all(isinstance(opener, str) and opener for opener in openers):
+        raise ValueError(
+            f"Expected `openers` to be a list of texts with which answers begin, or 'default', found {openers!r}."
+        )
+    return tuple(openers)

@@ -196,7 +196,7 @@ class SafetyAnchor:
         reference: str = "base",
         num_anchors: int = 8,
         refusal_tokens: int = 1,
-        openers: Sequence[str] = (),
+        openers: str | Sequence[str] | None = None,
         system_prompts: Sequence[str | None] = (),
     ) -> "SafetyAnchor":
         """
@@ -231,8 +231,9 @@ class SafetyAnchor:
                 Number of tokens of the model's own greedy refusal whose choice is held: as many points an anchor, fewer where the
                 refusal is shorter. `1` is the paper's. Those of the first sentence and some more hold against data that teach to
                 refuse first and comply after.
-            openers (`Sequence[str]`, *optional*):
-                Beginnings of an answer (`"Sure, here is how: "`), behind which each prompt is held too. Where the model answers
+            openers (`str` or `Sequence[str]`, *optional*):
+                Beginnings of an answer (`"Sure, here is how: "`), or `"default"` for eight of those that `trl-sbr harden` knows,
+                behind which each prompt is held too. Where the model answers
                 it behind one, it is left out there, and that is said: a hardened model (`trl-sbr harden`) refuses.
             system_prompts (`Sequence[str | None]`, *optional*):
                 System prompts, under each of which all prompts are held; `None` and `""` are no system prompt.

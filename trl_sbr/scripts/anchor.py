@@ -190,7 +190,7 @@ def capture(accelerator, model, processing_class, training_args, model_args):
         require_refusal=training_args.anchor_require_refusal,
         reference=training_args.anchor_reference,
         refusal_tokens=training_args.anchor_refusal_tokens,
-        openers=training_args.anchor_openers or (),
+        openers=training_args.anchor_openers,
         system_prompts=training_args.anchor_system_prompts or (),
     )
     if accelerator.is_main_process:

@@ -39,7 +39,8 @@ class AnchorArguments:
             Number of tokens of the aligned model's refusal whose choice a captured anchor holds, all of it where it is shorter. `1`
             is the paper's.
         anchor_openers (`list[str]`, *optional*):
-            Beginnings of an answer, behind which a captured anchor holds each prompt too, where the model refuses it there.
+            Beginnings of an answer, or `"default"` for eight of those that `trl-sbr harden` knows, behind which a captured anchor
+            holds each prompt too, where the model refuses it there.
         anchor_system_prompts (`list[str]`, *optional*):
             System prompts, under each of which a captured anchor holds all prompts; `""` is none.
             With an anchor, these three must be what it was captured with, where they are set.
@@ -88,7 +89,10 @@ class AnchorArguments:
     )
     anchor_openers: list[str] | None = field(
         default=None,
-        metadata={"help": "Beginnings of an answer, behind which a captured anchor holds each prompt too."},
+        metadata={
+            "help": "Beginnings of an answer, behind which a captured anchor holds each prompt too; 'default' for eight of those "
+            "that `trl-sbr harden` knows."
+        },
     )
     anchor_system_prompts: list[str] | None = field(
         default=None,
@@ -115,8 +119,9 @@ class AnchorArguments:
     def __post_init__(self):
         if isinstance(self, TrainingArguments):
             super().__post_init__()
-        if isinstance(self.anchor_prompts, str):  # a file, from YAML
-            self.anchor_prompts = [self.anchor_prompts]
+        for name in ("anchor_prompts", "anchor_openers"):
+            if isinstance(getattr(self, name), str):  # a file, or "default", from YAML
+                setattr(self, name, [getattr(self, name)])
         if not 0 <= self.anchor_loss_coef < float("inf"):
             raise ValueError(f"Expected a finite `anchor_loss_coef` of at least 0, found {self.anchor_loss_coef}.")
         if 0 < self.anchor_loss_coef < _MIN_COEF:

@@ -171,7 +171,7 @@ class SafetyAnchorMixin(PublishingMixin):
             if self.hardening is not None and not any(self.anchor.config.openers):
                 logger.warning(
                     "The model was hardened, and no anchor holds it where an answer has begun: fine-tuning undoes that part, and "
-                    "can take the refusals with it. Capture the anchor with `anchor_refusal_tokens=4` and `anchor_openers`."
+                    "can take the refusals with it. Capture the anchor with `anchor_refusal_tokens=14` and `anchor_openers='default'`."
                 )
 
     def _take_over(self, anchor: SafetyAnchor) -> None:
@@ -233,7 +233,7 @@ class SafetyAnchorMixin(PublishingMixin):
                     require_refusal=settings.anchor_require_refusal,
                     reference=settings.anchor_reference,
                     refusal_tokens=settings.anchor_refusal_tokens,
-                    openers=settings.anchor_openers or (),
+                    openers=settings.anchor_openers,
                     system_prompts=settings.anchor_system_prompts or (),
                 )
             anchor.verify_reference(self.model, self.processing_class)

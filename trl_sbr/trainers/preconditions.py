@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from ..anchors.openers import resolve_openers
 from ..anchors.prompts import cross_system_prompts, find_near_copies, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
@@ -62,7 +63,7 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
     found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(set(openers) - {""})}
     asked = {
         "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens == 1 else settings.anchor_refusal_tokens,
-        "anchor_openers": sorted(settings.anchor_openers or found["anchor_openers"]),
+        "anchor_openers": sorted(resolve_openers(settings.anchor_openers) or found["anchor_openers"]),
     }
     if settings.anchor_system_prompts:
         systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else "" for prompt in anchor.prompts}
