@@ -233,8 +233,8 @@ class SafetyAnchor:
                 refuse first and comply after.
             openers (`str` or `Sequence[str]`, *optional*):
                 Beginnings of an answer (`"Sure, here is how: "`), or `"default"` for eight of those that `trl-sbr harden` knows,
-                behind which each prompt is held too. Where the model answers
-                it behind one, it is left out there, and that is said: a hardened model (`trl-sbr harden`) refuses.
+                behind which each prompt is held too. Where the model answers it behind one, it is left out there, and that is
+                said: a hardened model refuses.
             system_prompts (`Sequence[str | None]`, *optional*):
                 System prompts, under each of which all prompts are held; `None` and `""` are no system prompt.
 

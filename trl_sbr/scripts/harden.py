@@ -290,10 +290,10 @@ def harden(argv: list[str]) -> int:
             (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             write_hardened_cards(folder, training_args.hub_model_id or output_dir.resolve().name, record)
         report(before, after)
-        if to_push:
-            push(training_args)
     trainer.accelerator.wait_for_everyone()
     say(f"\nWrote the hardened model to {output_dir}, and what was done to it to {output_dir / RECORD_NAME}.")
+    if to_push and trainer.is_world_process_zero():
+        push(training_args)
     say(f"Next: trl-sbr sft --config RECIPE --model_name_or_path {output_dir} {HOLDING_FLAGS} --dataset_name DATASET")
     return 0
 
