@@ -89,7 +89,7 @@ class TestHarden:
         record = json.loads((tmp_path / "tuned" / "sbr_run.json").read_text())
         assert record["hardening"] == json.loads((tmp_path / "hardened" / "hardening.json").read_text())
         assert "The aligned model was hardened" in (tmp_path / "tuned" / "README.md").read_text()
-        assert "`anchor_openers`" in caplog.text  # this anchor does not hold what hardening has made
+        assert "The model was hardened, and no anchor holds it" in caplog.text  # this anchor does not hold what hardening has made
 
     def test_anchors_behind_openers_hold_it_without_a_warning(self, flags, tmp_path, capsys, caplog):
         output_dir, rows = str(tmp_path / "hardened"), tmp_path / "rows.jsonl"
@@ -99,7 +99,7 @@ class TestHarden:
         command = line.removeprefix("Next: trl-sbr ").replace("RECIPE", "smollm2-135m-instruct/sbr_lora")
         command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "1"]
         assert main([*command, "--output_dir", str(tmp_path / "tuned")]) == 0
-        assert "anchor_openers" not in caplog.text
+        assert "The model was hardened" not in caplog.text
 
     def test_whole_model(self, flags, tmp_path):
         output_dir = tmp_path / "hardened"
