@@ -93,6 +93,14 @@ class TestPush:
         assert "is not of the training that `hardening.json` beside it records" in result.err
         assert ("models", "org/hardened") not in hub.repos
 
+    def test_a_record_without_hashes(self, hub, cli, hardened):
+        record = json.loads((hardened / RECORD_NAME).read_text())
+        del record["files"]
+        (hardened / RECORD_NAME).write_text(json.dumps(record))
+        result = cli("push", "--output_dir", hardened, "--repo_id", "org/hardened")
+        assert result.code != 0
+        assert "expected `files`: harden the model again" in result.err
+
 
 class TestTrainOn:
     @pytest.mark.parametrize("openers", [[], ["--anchor_openers", "Sure!", "--anchors_per_step", "8"]])

@@ -89,7 +89,9 @@ class TestHarden:
         record = json.loads((tmp_path / "tuned" / "sbr_run.json").read_text())
         assert record["hardening"] == json.loads((tmp_path / "hardened" / "hardening.json").read_text())
         assert "The aligned model was hardened" in (tmp_path / "tuned" / "README.md").read_text()
-        assert "The model was hardened, and no anchor holds it" in caplog.text  # this anchor does not hold what hardening has made
+        assert (
+            "The model was hardened, and no anchor holds it" in caplog.text
+        )  # this anchor does not hold what hardening has made
 
     def test_anchors_behind_openers_hold_it_without_a_warning(self, flags, tmp_path, capsys, caplog):
         output_dir, rows = str(tmp_path / "hardened"), tmp_path / "rows.jsonl"

@@ -224,6 +224,10 @@ class TestWrongInput:
         with pytest.raises(TypeError, match="Found a `PeftModel`, expected the aligned model itself"):
             build_trainer(get_peft_model(build_refusing_model(), lora()))
 
+    def test_a_push_by_the_trainer(self, build_trainer):
+        with pytest.raises(ValueError, match="Found `push_to_hub`, with which `Trainer` publishes checkpoints"):
+            build_trainer(push_to_hub=True)
+
     def test_an_adapter_on_the_unembedding(self, build_trainer):
         with pytest.raises(ValueError, match="trains the unembedding"):
             build_trainer(peft_config=LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))

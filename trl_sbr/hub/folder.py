@@ -5,6 +5,7 @@
 import fnmatch
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
             )
         card = _with_notes(render_anchor_card(anchor.config, repo_id), folder)
         return {**files, CARD_NAME: card.encode()}
-    in_subfolders = [name for name in run["files"] if re.fullmatch(rf"\w[\w.-]*/{ADAPTER_WEIGHTS[0]}", name)]
+    in_subfolders = _find_in_subfolders(run["files"])
     if not find_weights(folder) and not in_subfolders:
         raise FileNotFoundError(
             f"{folder} holds no weights (`adapter_model.safetensors`, `model.safetensors`): the training has not been saved."
@@ -213,11 +214,20 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
 
 def _collect_hardened(folder: Path, repo_id: str, record: HardeningRecord) -> dict[str, Path | bytes]:
     """What `trl-sbr harden` left: the model, the adapter alone, their record and a card of each."""
-    named = record.get("files", {})
-    check_files(folder, named, HARDENING_NAME)
-    files = _find_published(folder, [name for name in named if "/" in name])
+    if "files" not in record:
+        raise ValueError(
+            f"{folder / HARDENING_NAME} is of an earlier release and names no SHA-256 of the weights beside it, expected `files`: harden "
+            "the model again."
+        )
+    check_files(folder, record["files"], HARDENING_NAME)
+    files = _find_published(folder, _find_in_subfolders(record["files"]))
     cards = _hardened_cards(folder, repo_id, record)
     return _without_links_and_paths({**files, HARDENING_NAME: folder / HARDENING_NAME, **cards}, folder)
+
+
+def _find_in_subfolders(names: Iterable[str]) -> list[str]:
+    """The weights of adapters that have a name, of the files that a record names."""
+    return [name for name in names if re.fullmatch(rf"\w[\w.-]*/{ADAPTER_WEIGHTS[0]}", name)]
 
 
 def _find_published(folder: Path, in_subfolders: list[str]) -> dict[str, Path]:
