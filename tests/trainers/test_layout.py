@@ -11,10 +11,13 @@ from torch import nn
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.anchors.perturbation import get_movable_parameters, moved
-from trl_sbr.trainers.layout import lay_out_for_training
+from trl_sbr.trainers.layout import Turn, lay_out_for_training
 
 from ..tiny import build_model, build_tokenizer
 from .test_sbr_sft_trainer import LORA, make_trainer
+
+
+TURNS = [Turn(slice(0, 4), slice(0, 4)), Turn(slice(4, 8), slice(4, 8))]
 
 
 def capture(model):
@@ -60,7 +63,7 @@ class TestLayOutForTraining:
         model = with_neutral_part(part(shape), peft)
         anchor = capture(model)
         assert is_shared(anchor.lay_out(model, model))
-        assert not is_shared(lay_out_for_training(anchor, model, model))
+        assert not any(map(is_shared, lay_out_for_training(anchor, model, model, TURNS)))
 
     @pytest.mark.parametrize(
         "config",
@@ -81,7 +84,7 @@ class TestLayOutForTraining:
             model = get_peft_model(model, config)
         before = copy.deepcopy(model.state_dict())
         random_state = torch.get_rng_state()
-        assert is_shared(lay_out_for_training(anchor, model, model))
+        assert all(map(is_shared, lay_out_for_training(anchor, model, model, TURNS)))
         # Check that the weights have their bits again, and that no random number was taken
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert torch.equal(torch.get_rng_state(), random_state)

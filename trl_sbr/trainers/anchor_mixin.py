@@ -320,9 +320,7 @@ class SafetyAnchorMixin(PublishingMixin):
     def _anchor_states(self, model: nn.Module, turns: Sequence[int]) -> torch.Tensor:
         if self._anchor_batches is None:  # not before: FSDP and DeepSpeed place the model when training starts
             with self.accelerator.autocast():
-                self._anchor_batches = [
-                    lay_out_for_training(self.anchor, self.model, model, turn.anchors) for turn in self._turns
-                ]
+                self._anchor_batches = lay_out_for_training(self.anchor, self.model, model, self._turns)
         unembedding = self._guard.unembedding
         return torch.cat([final_hidden_states(model, unembedding, self._anchor_batches[turn]) for turn in turns])
 

@@ -3,6 +3,7 @@
 """The layout in which the anchor prompts are trained on: it must give the states of plain padded rows, whatever is learned."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -71,13 +72,13 @@ def divide_into_turns(anchor: SafetyAnchor, anchors_per_step: int | None) -> lis
 
 
 def _shares_a_row(batch: PromptBatch) -> bool:
-    return len(batch.inputs["input_ids"]) == 1
+    return "position_ids" in batch.inputs  # a single prompt stands in a row too, and shares it with none
 
 
 @torch.no_grad()
 def lay_out_for_training(
-    anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, part: slice = slice(None)
-) -> PromptBatch:
+    anchor: SafetyAnchor, model: nn.Module, wrapped: nn.Module, turns: Sequence[Turn]
+) -> list[PromptBatch]:
     """
     Lay out anchors in the cheapest way whose states are those of padded rows, see [`SafetyAnchor.lay_out`]: with the
     weights as they are, and with those moved that may do nothing yet (LoRA's `B` is 0 at first). They have their bits again
@@ -90,27 +91,36 @@ def lay_out_for_training(
             Model to be trained, not wrapped for distributed training.
         wrapped (`torch.nn.Module`):
             The model as it is called in training.
-        part (`slice`, *optional*):
-            Which anchors. Defaults to all.
+        turns (`Sequence[Turn]`):
+            Which anchors are trained on together, see [`divide_into_turns`].
 
     Returns:
-        [`PromptBatch`]: Their contexts.
+        `list[PromptBatch]`: The contexts of each turn.
     """
-    input_ids, positions = anchor.input_ids[part], anchor.positions[part]
-    batch = anchor.lay_out(model, wrapped, part)
-    padded, unembedding = pad_right(input_ids, model.device, positions), get_unembedding(model)
-    before, parameters = None, get_movable_parameters(model)
+    batches = [anchor.lay_out(model, wrapped, turn.anchors) for turn in turns]
+    if not any(_shares_a_row(batch) for batch in batches):
+        return batches
+    parameters, first = get_movable_parameters(model), turns[0].anchors
+    padded = pad_right(anchor.input_ids[first], model.device, anchor.positions[first])
+    with moved(parameters, _find_visible_movement(model, wrapped, parameters, padded)):
+        return [
+            anchor.lay_out(model, wrapped, turn.anchors) if _shares_a_row(batch) else batch
+            for turn, batch in zip(turns, batches, strict=True)
+        ]
+
+
+def _find_visible_movement(
+    model: nn.Module, wrapped: nn.Module, parameters: list[nn.Parameter], batch: PromptBatch
+) -> float:
+    """The smallest movement of the weights after which every state shows what they do, or the largest."""
+    unembedding = get_unembedding(model)
+    before = final_hidden_states(wrapped, unembedding, batch)
     for movement in _MOVEMENTS:
-        if not _shares_a_row(batch) or len(input_ids) == 1:
-            break
-        if before is None:
-            before = final_hidden_states(wrapped, unembedding, padded)
         with moved(parameters, movement):
-            batch = anchor.lay_out(model, wrapped, part)
-            change = relative_errors(final_hidden_states(wrapped, unembedding, padded), before).min()
+            change = relative_errors(final_hidden_states(wrapped, unembedding, batch), before).min()
         if change > _VISIBLE:
             break
-    return batch
+    return movement
 
 
 @torch.no_grad()
