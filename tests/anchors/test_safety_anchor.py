@@ -671,6 +671,16 @@ class TestPoints:
         with pytest.raises(ValueError, match="refuses behind the opener 'Yes.'.*Harden the model first"):
             SafetyAnchor.capture(model, tokenizer, PROMPTS, openers=["Yes."])
 
+    def test_default_openers_behind_which_nothing_is_refused_are_left_out(self, tokenizer, caplog):
+        behind = [(prompt, DEFAULT_OPENERS[0]) for prompt in PROMPTS]
+        model = build_selective_model([*PROMPTS, *behind], [(p, o) for p in PROMPTS for o in DEFAULT_OPENERS[1:]])
+        anchor = SafetyAnchor.capture(model, tokenizer, PROMPTS, openers="default")
+        assert anchor.config.openers == ["", DEFAULT_OPENERS[0]] * 2
+        assert f"{DEFAULT_OPENERS[1]!r}: 2 of 2" in caplog.text and "answers 14 of the 16" in caplog.text
+        model = build_selective_model(list(PROMPTS), [(p, o) for p in PROMPTS for o in DEFAULT_OPENERS])
+        with pytest.raises(ValueError, match="refuses behind the opener 'Sure!'.*Harden the model first"):
+            SafetyAnchor.capture(model, tokenizer, PROMPTS, openers="default")
+
     def test_of_a_shorter_refusal_all_is_held(self, tokenizer):
         model = build_model("llama")
         input_ids = encode_prompts(tokenizer, PROMPTS)

@@ -179,6 +179,13 @@ class TestSBRSFTTrainer:
         make(anchor=anchor)
         with pytest.raises(ValueError, match="`anchor_openers=.*found .'Yes.'."):
             make(anchor=anchor, anchor_openers=["Yes."])
+        some, other, none = (
+            make(anchor_prompts=["How?"], anchor_openers=o).anchor for o in ([DEFAULT_OPENERS[2]], ["Yes."], None)
+        )
+        make(anchor=some)  # the model may answer behind the others
+        for too_little in (other, none):
+            with pytest.raises(ValueError, match="`anchor_openers=.*found .'# Guide"):
+                make(anchor=too_little)
 
     @pytest.mark.parametrize(
         ("asked", "message"),

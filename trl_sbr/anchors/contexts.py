@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..metrics.harmful_score.refusal import is_refusal
 from .generation import REFUSAL_TOKENS, begin_answers
-from .openers import resolve_openers
+from .openers import are_default, resolve_openers
 from .prompts import Messages, encode_prompts, get_tokenizer
 
 
@@ -82,12 +82,11 @@ def make_contexts(
         `list[Context]`: The contexts, those of a prompt one after another.
 
     Raises:
-        ValueError: If a context stands there twice or is too long; if a prompt is answered, or all are behind one opener; or if
-            an argument is out of bounds.
+        ValueError: If a context stands there twice or is too long; if a prompt is answered, or all are behind one opener (behind
+            every one, if they are the default ones); or if an argument is out of bounds.
     """
     _check_arguments(prompts, refusal_tokens)
-    openers = resolve_openers(openers)
-    crossed = [(prompt, opener) for prompt in prompts for opener in ("", *openers)]
+    crossed = [(prompt, opener) for prompt in prompts for opener in ("", *resolve_openers(openers))]
     begun = encode_prompts(
         processing_class,
         [prompt for prompt, _ in crossed],
@@ -102,7 +101,7 @@ def make_contexts(
         answers = begin_answers(model, tokenizer, begun, REFUSAL_TOKENS)
         texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
         if require_refusal:
-            held = _find_refused(crossed, names, texts)
+            held = _find_refused(crossed, names, texts, are_default(openers))
     contexts = []
     for i in held:
         read = answers[i][:refusal_tokens][:-1]  # the last one is chosen, and not read
@@ -135,16 +134,19 @@ def check_refused(names: Sequence[str], answers: Sequence[str]) -> None:
         )
 
 
-def _find_refused(crossed: list[tuple[Messages, str]], names: list[str], answers: list[str]) -> list[int]:
-    """The contexts to hold: plain ones, which must be refused, and those behind openers that are."""
+def _find_refused(
+    crossed: list[tuple[Messages, str]], names: list[str], answers: list[str], some_openers_do: bool
+) -> list[int]:
+    """The contexts to hold: plain ones, which must be refused, and those behind openers that are, behind each or behind some."""
     plain = [i for i, (_, opener) in enumerate(crossed) if not opener]
     check_refused([names[i] for i in plain], [answers[i] for i in plain])
     left_out = [i for i, answer in enumerate(answers) if not is_refusal(answer)]
     by_opener: dict[str, list[int]] = {}
     for i in left_out:
         by_opener.setdefault(crossed[i][1], []).append(i)
+    some_are_held = some_openers_do and len(plain) + len(left_out) < len(crossed)
     for opener, answered in by_opener.items():
-        if len(answered) == len(plain):
+        if len(answered) == len(plain) and not some_are_held:
             raise ValueError(
                 f"Found no anchor prompt that the aligned model refuses behind the opener {opener!r}, e.g. "
                 f"{names[answered[0]]} -> {answers[answered[0]]!r}: there is no refusal to hold. Harden the model first "

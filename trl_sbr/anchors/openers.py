@@ -59,6 +59,11 @@ BENIGN_OPENERS = (
 DEFAULT_OPENERS = tuple(OPENERS[i] for i in (0, 3, 5, 6, 9, 12, 14, 19))
 
 
+def are_default(openers: str | Sequence[str] | None) -> bool:
+    """Says whether `openers` names the package's own: then those that a model does not recover from are left out."""
+    return openers in ("default", ["default"])
+
+
 def resolve_openers(openers: str | Sequence[str] | None) -> tuple[str, ...]:
     """
     Returns the openers that are named.
@@ -70,7 +75,7 @@ def resolve_openers(openers: str | Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         ValueError: If it is something else.
     """
-    if openers in ("default", ["default"]):
+    if are_default(openers):
         return DEFAULT_OPENERS
     openers = openers or ()
     if isinstance(openers, str) or not all(isinstance(opener, str) and opener for opener in openers):

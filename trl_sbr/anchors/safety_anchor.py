@@ -234,7 +234,7 @@ class SafetyAnchor:
             openers (`str` or `Sequence[str]`, *optional*):
                 Beginnings of an answer (`"Sure, here is how: "`), or `"default"` for eight of those that `trl-sbr harden` knows,
                 behind which each prompt is held too. Where the model answers it behind one, it is left out there, and that is
-                said: a hardened model refuses.
+                said: a hardened model refuses. An opener behind which it answers all is an error, or left out if it is a default one.
             system_prompts (`Sequence[str | None]`, *optional*):
                 System prompts, under each of which all prompts are held; `None` and `""` are no system prompt.
 
@@ -242,8 +242,8 @@ class SafetyAnchor:
             [`SafetyAnchor`]: The anchor.
 
         Raises:
-            ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers; if
-                there is no chat template; or if the states do not determine the model's logits.
+            ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers (of the
+                default ones: behind any); if there is no chat template; or if the states do not determine the model's logits.
         """
         if prompts is None and require_refusal:
             with _reference_model(model, reference):

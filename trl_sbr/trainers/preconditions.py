@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from ..anchors.openers import resolve_openers
+from ..anchors.openers import are_default, resolve_openers
 from ..anchors.prompts import cross_system_prompts, find_near_copies, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
@@ -59,11 +59,14 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
                 f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
                 f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
             )
-    tokens = anchor.config.refusal_tokens
-    found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(set(openers) - {""})}
+    tokens, held = anchor.config.refusal_tokens, set(openers) - {""}
+    asked_openers = set(resolve_openers(settings.anchor_openers)) or held
+    if are_default(settings.anchor_openers) and set() < held < asked_openers:  # those behind which the model refuses
+        asked_openers = held
+    found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(held)}
     asked = {
         "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens == 1 else settings.anchor_refusal_tokens,
-        "anchor_openers": sorted(resolve_openers(settings.anchor_openers) or found["anchor_openers"]),
+        "anchor_openers": sorted(asked_openers),
     }
     if settings.anchor_system_prompts:
         systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else "" for prompt in anchor.prompts}
