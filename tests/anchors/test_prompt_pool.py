@@ -8,7 +8,7 @@ import pytest
 
 from trl_sbr import SafetyAnchor
 from trl_sbr.anchors.prompt_pool import choose_prompts, load_prompt_pool
-from trl_sbr.anchors.prompts import DEFAULT_PROMPTS
+from trl_sbr.anchors.prompts import DEFAULT_PROMPTS, encode_prompts
 
 from ..tiny import build_selective_model
 
@@ -61,6 +61,29 @@ class TestChoice:
         with pytest.raises(ValueError, match=message) as error:
             choose_prompts(model, tokenizer, 6)
         assert repr(PROMPTS[0]) in str(error.value)
+
+    def test_what_is_refused_in_one_batch_and_answered_in_the_next_is_left_out(self, tokenizer, caplog):
+        """Rounding differs with the batch: here the second prompt is answered where the first is not the pool's."""
+        model, read = build_selective_model(PROMPTS[1:], PROMPTS[:1]), []
+        first, second = encode_prompts(tokenizer, PROMPTS[:2])
+
+        def answer_the_second(module, args, logits):
+            input_ids, mask = read[-1]
+            if mask is None or input_ids.shape != mask.shape:  # not the first forward of an answer
+                return
+            begun = [ids[is_read.bool()].tolist() for ids, is_read in zip(input_ids, mask, strict=True)]
+            if second in begun and first not in begun:
+                logits[begun.index(second)] *= -1
+
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: read.append((kwargs["input_ids"], kwargs.get("attention_mask"))),
+            with_kwargs=True,
+        )
+        model.lm_head.register_forward_hook(answer_the_second)
+        chosen = choose_prompts(model, tokenizer, 3)
+        assert chosen == PROMPTS[2:5]
+        assert "answers 2 of the 5 harmful prompts that it was asked" in caplog.text
+        SafetyAnchor.capture(model, tokenizer, chosen)
 
     @pytest.mark.parametrize("number", [0, 1000])
     def test_number(self, refusing_model, tokenizer, number):

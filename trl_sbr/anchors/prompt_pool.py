@@ -65,7 +65,8 @@ def choose_prompts(
     """
     Choose prompts of the pool that a model refuses, spread over categories, and say which ones it answers.
 
-    The pool is asked from its start, until enough prompts are refused.
+    The pool is asked from its start, until enough prompts are refused together: where two tokens are nearly as likely, rounding
+    decides, which differs with the batch, and the next check asks the chosen ones as one.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -92,7 +93,8 @@ def choose_prompts(
         raise ValueError(f"Expected `num_anchors` to be from 1 to the pool's {len(categories)}, found {num_prompts}.")
     left, refused, answered = list(categories if prompts is None else prompts), [], {}
     while len(refused) < num_prompts and left:
-        asked, left = left[:num_prompts], left[num_prompts:]
+        missing = num_prompts - len(refused)
+        asked, left = refused + left[:missing], left[missing:]
         crossed = cross_system_prompts(asked, system_prompts)
         answers = generate_answers(
             model, processing_class, crossed, REFUSAL_TOKENS, len(crossed), chat_template_kwargs
@@ -102,7 +104,7 @@ def choose_prompts(
             for messages, answer in zip(crossed, answers, strict=True)
             if not is_refusal(answer)
         }
-        refused += [prompt for prompt in asked if prompt not in answered]
+        refused = [prompt for prompt in asked if prompt not in answered]
     num_asked = len(refused) + len(answered)
     listing = "\n".join(f"  {prompt!r} -> {answer!r}" for prompt, answer in list(answered.items())[:_SHOWN])
     listing += f"\n  ... and {len(answered) - _SHOWN} more" if len(answered) > _SHOWN else ""
@@ -114,7 +116,6 @@ def choose_prompts(
             "its adapter, set the reference to 'current'; if these are refusals in other words, name them as prompts "
             "with `require_refusal=False` (`anchor_require_refusal`)."
         )
-    refused = refused[:num_prompts]
     if answered:
         covered = {categories[prompt] for prompt in refused}
         bare = list(dict.fromkeys(categories[prompt] for prompt in answered if categories[prompt] not in covered))
