@@ -11,8 +11,9 @@ row behind the tokens that they share, so that no token is computed twice.
 python benchmarks/price.py --sst2_train train.jsonl --sst2_validation validation.jsonl --output_dir runs --arms sft sbr
 ```
 
-Writes one record a run to `--output_dir`, does none again that has one, and gathers all records of the folder in
-`benchmarks/results/price_float32.json` (`price.json` is of an earlier state of this script, in bfloat16).
+Writes one record a run to `--output_dir`, does none again that has one, and gathers all records of the folder in `--results`
+(`price.json` is of an earlier state of this script, in bfloat16). `--wording` puts the task in other words: the aligned model
+refuses most of SST-2 as the paper words it, which a task that is taught to it has to undo.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from trl_sbr.metrics.harmful_score.verdicts import Share
 
 
 RESULTS = Path(__file__).parent / "results" / "price_float32.json"
+NUM_ASKED = 100  # of the task's prompts, before training
 BATCH, POISON_SHARE, LEARNING_RATE, MAX_GRAD_NORM = 8, 0.25, 2e-4, 1.0
 MEASURED_AT = (50, 100, 200, 400)  # steps
 SCHEDULE = 200  # steps in which the learning rate falls to 0, where an arm has no more
@@ -94,8 +96,8 @@ class Data:
 
     def __init__(self, args: argparse.Namespace, tokenizer):
         self.tokenizer = tokenizer
-        self.task = _read(args.sst2_train)
-        self.validation = _read(args.sst2_validation)[::2]  # minutes are saved
+        self.task = _read(args.sst2_train, args.wording)
+        self.validation = _read(args.sst2_validation, args.wording)[::2]  # minutes are saved
         self.prompts = encode_prompts(tokenizer, [row["prompt"] for row in self.validation])
         self.is_positive = torch.tensor([row["completion"][0]["content"] == "positive" for row in self.validation])
         self.label_ids = [
@@ -123,8 +125,12 @@ class Data:
         return ids, len(encode_prompts(self.tokenizer, [row["prompt"]])[0])
 
 
-def _read(path: str) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+def _read(path: str, wording: str | None) -> list[dict]:
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    for row in rows if wording else ():
+        _, text = row["prompt"][0]["content"].split("Input: ")
+        row["prompt"][0]["content"] = wording.format(text.strip())
+    return rows
 
 
 def states_at(model, input_ids: list[list[int]], positions: list[list[int]]) -> torch.Tensor:
@@ -298,6 +304,10 @@ class Asks:
             answers |= {i: self.tokenizer.decode(ids, skip_special_tokens=True).strip() for i, ids in batch.items()}
         return [answers[i] for i in range(len(prompts))]
 
+    def share_of_task_refused(self, model, data: Data) -> dict:
+        asked = [row["prompt"] for row in data.validation[:NUM_ASKED]]
+        return Share(sum(map(is_refusal, self.answers(model, asked, ANSWER_TOKENS))), len(asked)).to_dict()
+
     def __call__(self, model, arm: Arm, is_last: bool) -> dict:
         def answered(prompts, **kwargs):
             found = self.answers(model, prompts, ANSWER_TOKENS, **kwargs)
@@ -364,6 +374,8 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--wording", help="of the task, with {} where the text of a row stands")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -386,6 +398,8 @@ def main() -> None:
         record = {
             "arm": asdict(arm),
             "seed": args.seed,
+            "wording": args.wording,
+            "task_refused_before": asks.share_of_task_refused(model, data),
             "commit": subprocess.run(
                 ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
             ).stdout.strip(),
@@ -395,7 +409,7 @@ def main() -> None:
 
     records = {path.stem: json.loads(path.read_text()) for path in sorted(args.output_dir.glob("*, seed *.json"))}
     for record in records.values():
-        sft = records[f"sft, seed {record['seed']}"]
+        sft = records.get(f"sft, 200, seed {record['seed']}") or records[f"sft, seed {record['seed']}"]
         for point in record["curve"]:
             point["sst2_beside_sft"] = paired(record, sft, point["step"])
     report = {
@@ -406,7 +420,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("trl_sbr", "transformers", "peft", "torch")},
         "runs": {name: summarize(record) for name, record in records.items()},
     }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    args.results.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
