@@ -393,7 +393,8 @@ def main() -> None:
         anchor = SafetyAnchor.from_pretrained(args.output_dir / "anchor")
         arm, sft_losses = ARMS[name], None
         if arm.loss == "as in sft":
-            sft = json.loads((args.output_dir / f"sft, seed {args.seed}.json").read_text())
+            paths = [args.output_dir / f"{sft}, seed {args.seed}.json" for sft in ("sft, 200", "sft")]
+            sft = json.loads(next(path for path in paths if path.is_file()).read_text())
             sft_losses = poison_losses(sft["row_losses"])
         record = {
             "arm": asdict(arm),
