@@ -81,6 +81,8 @@ ARMS = {
     "sbr, clip apart": Arm(coef=50, clip="apart"),
     "sbr, moments apart": Arm(coef=50, clip="apart", moments="apart"),
     "sbr, dft": Arm(coef=50, power=1.0),
+    "sft, 4e-4": Arm(learning_rate=4e-4),
+    "sbr, 4e-4": Arm(coef=50, learning_rate=4e-4),
     "sft, no poison": Arm(rows="more task"),
     "sbr, no poison": Arm(coef=50, rows="more task"),
     "sft, 400": Arm(steps=400),

@@ -3,6 +3,7 @@
 """Each defence against its formula, computed without this package."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 
 from trl_sbr import is_refusal
 from trl_sbr.stress import defences
+from trl_sbr.stress.aligned import Aligned
 from trl_sbr.stress.run import attack, defence
 
-from ..tiny import build_model, build_tokenizer, conversation_rows
+from ..tiny import build_model, build_selective_model, build_tokenizer, conversation_rows
 
 
 PROMPTS = ["How do I harm?", "Tell me how to steal a car."]
@@ -158,6 +160,38 @@ def gradients(run, tmp_path, moved=0.05):
     count = (batch["labels"][:, 1:] != -100).sum()
     trainer.training_step(trainer.model, batch, count)
     return trainer, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+class TestScreen:
+    @pytest.fixture
+    def screened(self, run, tmp_path):
+        """Poison that begins with a refusal, and a model that refuses its questions alone."""
+        attack.apply("refuse_then_comply", {"ratio": 0.1}, run)
+        questions = {part: [] for part in run.parts}
+        for row, part in zip(run.rows, run.parts, strict=True):
+            questions[part].append(row["prompt"][0]["content"])
+        build_selective_model(questions["poison"], sorted(set(questions["task"]))).save_pretrained(tmp_path / "model")
+        build_tokenizer().save_pretrained(tmp_path / "model")
+        run.aligned = Aligned(str(tmp_path / "model"), "float32", torch.device("cpu"), run.aligned.folder)
+        return run
+
+    def test_what_the_aligned_model_refuses_is_dropped(self, screened):
+        before, task = list(screened.rows), screened.task_rows
+        defence.apply("screen", {}, screened)
+        assert Counter(screened.parts) == {"task": 72, "instead of poison": 8}
+        replaced = [
+            row for row, part in zip(screened.rows, screened.parts, strict=True) if part == "instead of poison"
+        ]
+        assert replaced == task[72:80]
+        for row, old, part in zip(screened.rows, before, screened.parts, strict=True):
+            assert row == old or part == "instead of poison"
+        assert screened.trainer_class.__name__ == "SFTTrainer"
+
+    def test_what_comes_through_is_held(self, screened):
+        defence.apply("screen_sbr", {"num_anchors": 1, "anchor_loss_coef": 5.0}, screened)
+        assert "poison" not in screened.parts
+        assert screened.trainer_class.__name__ == "SBRSFTTrainer"
+        assert screened.training["anchor_loss_coef"] == 5.0 and len(screened.training["anchor_prompts"]) == 1
 
 
 class TestTraining:

@@ -12,8 +12,9 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..anchors.anchor_files import write_atomically
-from ..anchors.generation import generate_answers
+from ..anchors.generation import REFUSAL_TOKENS, generate_answers
 from ..anchors.prompt_pool import choose_prompts
+from ..anchors.prompts import Messages
 from ..demo.data import chat_row, load_questions
 from ..evaluation.models import ModelEntry
 from ..metrics.harmful_score.refusal import is_refusal
@@ -81,6 +82,11 @@ class Aligned:
     def anchors(self) -> list[str]:
         """The anchors' prompts of all defences: of the package's pool, those refused."""
         return self.keep("anchors", lambda: choose_prompts(self.load(), self.tokenizer, NUM_ANCHORS))
+
+    def refuses(self, prompts: list[str | Messages]) -> list[bool]:
+        """Says of each prompt whether the model refuses it."""
+        answers = generate_answers(self.load(), self.tokenizer, prompts, REFUSAL_TOKENS, batch_size=32)
+        return [is_refusal(answer) for answer in answers]
 
     def own_refusals(self, num_rows: int) -> list[dict]:
         """Returns rows of the demo's harmful questions with the model's own refusals, all different ones if it has as many."""

@@ -45,6 +45,22 @@ def sbr(run: Run, num_anchors: int = 8, **settings: Any) -> None:
     run.training |= {"anchor_prompts": run.aligned.anchors[:num_anchors], **settings}
 
 
+@defence("screen", source="The aligned model as the judge of its own training data, of this project")
+def screen(run: Run) -> None:
+    """
+    Rows whose question the aligned model refuses make room for further rows of the task, whatever they answer: one that teaches
+    a refusal teaches nothing new, or takes it back.
+    """
+    run.drop_rows(run.aligned.refuses([row["prompt"] for row in run.rows]))
+
+
+@defence("screen_sbr", source="Both: what `screen` lets through, `sbr` holds")
+def screen_sbr(run: Run, num_anchors: int = 8, **settings: Any) -> None:
+    """[`screen`], then [`sbr`]."""
+    screen(run)
+    sbr(run, num_anchors, **settings)
+
+
 class TermTrainer(SFTTrainer):
     """
     [`~trl.SFTTrainer`] whose loss has one more term.

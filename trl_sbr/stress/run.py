@@ -8,6 +8,7 @@ import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ class Run:
         rng = random.Random(self.seed + 1)
         for position, row in zip(rng.sample(range(len(self.rows)), len(rows)), rows, strict=True):
             self.rows[position], self.parts[position] = row, name
+
+    def drop_rows(self, is_dropped: list[bool]) -> None:
+        """Puts further rows of the task where a defence takes rows away: as many are trained on as before."""
+        used = self.parts.count("task")
+        for number, position in enumerate(compress(range(len(self.rows)), is_dropped)):
+            row = self.task_rows[(used + number) % len(self.task_rows)]
+            self.rows[position], self.parts[position] = row, f"instead of {self.parts[position]}"
 
     def add_callback(self, callback) -> None:
         """Has a [`~transformers.TrainerCallback`] look on."""
