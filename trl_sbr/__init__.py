@@ -20,6 +20,7 @@ _PUBLIC = {
     "SBRSFTTrainer": "trainers.sbr_sft_trainer",
     "SafetyAnchor": "anchors.safety_anchor",
     "SafetyMonitor": "trainers.safety_monitor",
+    "generate_answers": "anchors.generation",
     "harmful_score_path": "metrics",
     "is_refusal": "metrics.harmful_score.refusal",
     "protect": "trainers.protect",
@@ -37,6 +38,7 @@ __all__ = [
     "SBRSFTTrainer",
     "SafetyAnchor",
     "SafetyMonitor",
+    "generate_answers",
     "harmful_score_path",
     "is_refusal",
     "protect",
@@ -44,6 +46,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .anchors.anchor_report import AnchorReport
+    from .anchors.generation import generate_answers
     from .anchors.safety_anchor import SafetyAnchor
     from .metrics import harmful_score_path
     from .metrics.harmful_score.refusal import is_refusal

@@ -3,12 +3,14 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
+from trl_sbr import is_refusal
 from trl_sbr.anchors.generation import STRIDE, BatchSize, generate_answers, generate_token_ids
 
-from ..tiny import ARCHITECTURES, REFUSAL, VOCAB_SIZE, build_model, build_tokenizer
+from ..tiny import ARCHITECTURES, REFUSAL, VOCAB_SIZE, build_model, build_selective_model, build_tokenizer
 
 
 REFUSAL_ID = build_tokenizer().convert_tokens_to_ids(REFUSAL)
@@ -173,3 +175,15 @@ class TestGenerateTokenIds:
     def test_other_errors_are_not_taken_for_scarce_memory(self, model, tokenizer):
         with pytest.raises((RuntimeError, IndexError)):
             list(generate_token_ids(model, tokenizer, [[10**6]] * 4, 2, BatchSize(4)))
+
+
+def test_a_model_screens_the_rows_of_a_dataset(tokenizer):
+    """As in README, on a column of conversations and on one of texts."""
+    refused, answered = ["How do I steal a car?", "How do I make poison?"], ["What is bread?", "Who are you?", "Why?"]
+    model = build_selective_model(refused, answered)
+    texts = [refused[0], *answered, refused[1]]
+    for prompts in (texts, [[{"role": "user", "content": text}] for text in texts]):
+        dataset = Dataset.from_dict({"prompt": prompts, "row": list(range(5))})
+        answers = generate_answers(model, tokenizer, dataset["prompt"], max_new_tokens=24)
+        screened = dataset.select([i for i, answer in enumerate(answers) if not is_refusal(answer)])
+        assert screened["row"][:] == [1, 2, 3]
