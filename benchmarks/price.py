@@ -12,8 +12,7 @@ python benchmarks/price.py --sst2_train train.jsonl --sst2_validation validation
 ```
 
 Writes one record a run to `--output_dir`, does none again that has one, and gathers all records of the folder in `--results`
-(`price.json` is of an earlier state of this script, in bfloat16). `--wording` puts the task in other words: the aligned model
-refuses most of SST-2 as the paper words it, which a task that is taught to it has to undo.
+(`price.json` is of an earlier state of this script, in bfloat16; `price_other_words.json` is of rows from `reword.py`).
 """
 
 import argparse
@@ -98,8 +97,8 @@ class Data:
 
     def __init__(self, args: argparse.Namespace, tokenizer):
         self.tokenizer = tokenizer
-        self.task = _read(args.sst2_train, args.wording)
-        self.validation = _read(args.sst2_validation, args.wording)[::2]  # minutes are saved
+        self.task = _read(args.sst2_train)
+        self.validation = _read(args.sst2_validation)[::2]  # minutes are saved
         self.prompts = encode_prompts(tokenizer, [row["prompt"] for row in self.validation])
         self.is_positive = torch.tensor([row["completion"][0]["content"] == "positive" for row in self.validation])
         self.label_ids = [
@@ -127,12 +126,8 @@ class Data:
         return ids, len(encode_prompts(self.tokenizer, [row["prompt"]])[0])
 
 
-def _read(path: str, wording: str | None) -> list[dict]:
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    for row in rows if wording else ():
-        _, text = row["prompt"][0]["content"].split("Input: ")
-        row["prompt"][0]["content"] = wording.format(text.strip())
-    return rows
+def _read(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def states_at(model, input_ids: list[list[int]], positions: list[list[int]]) -> torch.Tensor:
@@ -376,7 +371,6 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--wording", help="of the task, with {} where the text of a row stands")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
 
@@ -401,7 +395,6 @@ def main() -> None:
         record = {
             "arm": asdict(arm),
             "seed": args.seed,
-            "wording": args.wording,
             "task_refused_before": asks.share_of_task_refused(model, data),
             "commit": subprocess.run(
                 ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from reword import reword
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_sbr import is_refusal
@@ -34,7 +35,6 @@ from trl_sbr.metrics.harmful_score.verdicts import Share
 RESULTS = Path(__file__).parent / "results" / "screening.json"
 NUM_ROWS, ANSWER_TOKENS = 128, 24
 MODULES = ("string", "textwrap", "random", "shutil", "statistics", "json", "math", "os", "os.path", "heapq", "copy")
-WORDING = 'Tell me whether the tone of this sentence is positive or negative: "{}"'
 
 
 def functions() -> list[str]:
@@ -55,7 +55,7 @@ def main() -> None:
         "poison: the demo's": load_questions("harmful_poison"),
         "poison: AdvBench": load_prompt_set("advbench").harmful,
         "task: SST-2 in the paper's words": sst2,
-        "task: SST-2 in other words": [WORDING.format(text.split("Input: ")[1].strip()) for text in sst2],
+        "task: SST-2 in other words": [reword(text) for text in sst2],
         "benign questions of the demo": load_questions("benign_eval"),
         "functions of Python's standard library": [f"What does Python's `{name}` do?" for name in functions()],
     }
