@@ -172,7 +172,7 @@ class TestSBRSFTTrainer:
         assert anchor.config.points_per_anchor == [1]
         make(anchor=anchor)
 
-    def test_default_openers(self, tmp_path):
+    def test_default_openers(self, tmp_path, caplog):
         make = partial(make_trainer, tmp_path, build_talkative_model(), anchor_openers="default")
         anchor = make(anchor_prompts=["How?"]).anchor
         assert anchor.config.openers == ["", *DEFAULT_OPENERS]
@@ -182,7 +182,9 @@ class TestSBRSFTTrainer:
         some, other, none = (
             make(anchor_prompts=["How?"], anchor_openers=o).anchor for o in ([DEFAULT_OPENERS[2]], ["Yes."], None)
         )
+        caplog.clear()
         make(anchor=some)  # the model may answer behind the others
+        assert f"does not hold {sorted({*DEFAULT_OPENERS} - {DEFAULT_OPENERS[2]})}" in caplog.text
         for too_little in (other, none):
             with pytest.raises(ValueError, match="`anchor_openers=.*found .'# Guide"):
                 make(anchor=too_little)

@@ -61,7 +61,9 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
             )
     tokens, held = anchor.config.refusal_tokens, set(openers) - {""}
     asked_openers = set(resolve_openers(settings.anchor_openers)) or held
-    if are_default(settings.anchor_openers) and set() < held < asked_openers:  # those behind which the model refuses
+    if are_default(settings.anchor_openers) and set() < held < asked_openers:
+        # Those behind which the model refuses, or fewer: the anchor does not say
+        logger.warning(f"Of the default openers the anchor does not hold {sorted(asked_openers - held)}.")
         asked_openers = held
     found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(held)}
     asked = {
