@@ -56,6 +56,8 @@ class Arm:
 
     steps: int = 50
     coef: float = 0.0  # λ
+    num_anchors: int = 8
+    anchors_per_step: int | None = None  # in turn; all, where nothing is said
     rows: str = "poison"  # what the poisoned quarter holds: "poison", "refuse then comply" or "more task"
     loss: str = "tokens"  # mean over "tokens", over "rows", or over tokens with the poison's "as in sft"
     power: float = 0.0  # of a token's own probability, by which its loss is weighed: 1 is DFT (2508.05629)
@@ -82,6 +84,16 @@ ARMS = {
     "sbr, dft": Arm(coef=50, power=1.0),
     "sft, 4e-4": Arm(learning_rate=4e-4),
     "sbr, 4e-4": Arm(coef=50, learning_rate=4e-4),
+    "sbr, lambda 1": Arm(coef=1),
+    "sbr, lambda 5": Arm(coef=5),
+    "sbr, lambda 200": Arm(coef=200),
+    "sbr, 1 anchor": Arm(coef=50, num_anchors=1),
+    "sbr, 2 anchors": Arm(coef=50, num_anchors=2),
+    "sbr, 4 anchors": Arm(coef=50, num_anchors=4),
+    "sbr, 16 anchors": Arm(coef=50, num_anchors=16),
+    "sbr, 4 of 8 a step": Arm(coef=50, anchors_per_step=4),
+    "sbr, 2 of 8 a step": Arm(coef=50, anchors_per_step=2),
+    "sbr, 1 of 8 a step": Arm(coef=50, anchors_per_step=1),
     "sft, no poison": Arm(rows="more task"),
     "sbr, no poison": Arm(coef=50, rows="more task"),
     "sft, 400": Arm(steps=400),
@@ -200,6 +212,8 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizers = [torch.optim.AdamW(parameters, weight_decay=0.0) for _ in range(2 if arm.moments == "apart" else 1)]
     stream = data.stream(arm, seed)
+    per_step = arm.anchors_per_step or arm.num_anchors
+    turns = [slice(begin, begin + per_step) for begin in range(0, arm.num_anchors, per_step)]
     curve, parts, row_losses, seconds = [], [], [], 0.0
     for step in range(1, arm.steps + 1):
         start = time.perf_counter()
@@ -207,10 +221,11 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
         is_poison = torch.tensor([poison for *_, poison in rows])
         diagnosed = step % DIAGNOSED_EVERY == 0 or step == 1
         # The anchors as further rows of the batch: no second pass
-        held = anchor.input_ids if arm.coef or diagnosed else []
+        turn = turns[step % len(turns)] if arm.coef or diagnosed else slice(0)
+        held = anchor.input_ids[turn]
         positions = [list(range(begin - 1, len(ids) - 1)) for ids, begin, _ in rows]
         lengths = torch.tensor([len(p) for p in positions])
-        states = states_at(model, [ids for ids, *_ in rows] + held, positions + anchor.positions[: len(held)])
+        states = states_at(model, [ids for ids, *_ in rows] + held, positions + anchor.positions[turn])
         logits = unembedding(states[: lengths.sum()])
         targets = torch.tensor([t for ids, begin, _ in rows for t in ids[begin:]])
         tokens = nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -219,8 +234,9 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
         losses = torch.stack([part.sum() for part in tokens.split(lengths.tolist())])
         weighted = weigh(arm, losses.detach(), lengths, is_poison, sft_losses and sft_losses[step - 1]) * losses
         if held:
-            distance = (states[lengths.sum() :] - anchor.hidden_states).pow(2).mean()
-            error = relative_errors(states[lengths.sum() :].detach(), anchor.hidden_states).mean().item()
+            reference = anchor.hidden_states[turn]  # one state an anchor
+            distance = (states[lengths.sum() :] - reference).pow(2).mean()
+            error = relative_errors(states[lengths.sum() :].detach(), reference).mean().item()
         if diagnosed:
             found = {"task": weighted[~is_poison], "poison": weighted[is_poison], "anchor": arm.coef * distance}
             norms = {f"{k}_grad_norm": norm(gradient(v.sum(), parameters)) for k, v in found.items()}
@@ -384,10 +400,8 @@ def main() -> None:
             continue
         print(f"== {path.stem}", flush=True)
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=torch.float32)
-        if not (args.output_dir / "anchor").is_dir():
-            SafetyAnchor.capture(model, tokenizer).save_pretrained(args.output_dir / "anchor")
-        anchor = SafetyAnchor.from_pretrained(args.output_dir / "anchor")
         arm, sft_losses = ARMS[name], None
+        anchor = SafetyAnchor.capture(model, tokenizer, num_anchors=arm.num_anchors)
         if arm.loss == "as in sft":
             paths = [args.output_dir / f"{sft}, seed {args.seed}.json" for sft in ("sft, 200", "sft")]
             sft = json.loads(next(path for path in paths if path.is_file()).read_text())
