@@ -8,7 +8,7 @@ rows of one length.
 ```bash
 python benchmarks/step_overhead.py                     # SmolLM2-135M, or a model of Llama-3.1-8B's shape on a GPU
 python benchmarks/step_overhead.py --growth            # the overhead of SBR against anchors, row length, accumulation
-python benchmarks/step_overhead.py --points            # of eight anchors of four points each, all or some in turn
+python benchmarks/step_overhead.py --points FOLDER     # of anchors in turn, and of those that hold FOLDER's hardened model
 python benchmarks/step_overhead.py --memory            # peak memory, each way in a process of its own
 ```
 
@@ -70,14 +70,16 @@ class Way:
     kind: str
     num_anchors: int = 8
     refusal_tokens: int = 1
+    openers: str | None = None
     anchors_per_step: int | None = None
 
     def __str__(self):
         if self.kind == "sft":
             return "sft"
-        in_turn = f", n = {self.anchors_per_step}" if self.anchors_per_step else ""
-        points = f" of {self.refusal_tokens}" if self.refusal_tokens > 1 else ""
-        return f"{self.kind}, K = {self.num_anchors}{points}{in_turn}"
+        points = f" of {self.refusal_tokens} tokens" if self.refusal_tokens > 1 else ""
+        openers = ", behind openers" if self.openers else ""
+        in_turn = f", {self.anchors_per_step} a step" if self.anchors_per_step else ""
+        return f"{self.kind}, K = {self.num_anchors}{points}{openers}{in_turn}"
 
 
 class AuthorsTrainer(SFTTrainer):
@@ -130,12 +132,15 @@ def now() -> float:
     return time.perf_counter()
 
 
-def load_model(shape: Shape):
-    """SmolLM2-135M-Instruct, or on a GPU a model of Llama-3.1-8B's shape with random weights; and a tokenizer."""
-    source = get_smollm2(None, report=lambda text: None)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
-    if not torch.cuda.is_available():
-        return AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32), tokenizer
+def load_model(shape: Shape, folder: str | None):
+    """
+    The model in a folder, else SmolLM2-135M-Instruct, or on a GPU a model of Llama-3.1-8B's shape with random weights; and a
+    tokenizer.
+    """
+    path = folder or get_smollm2(None, report=lambda text: None).path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if folder or not torch.cuda.is_available():
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), tokenizer
     config = AutoConfig.for_model(
         "llama",
         vocab_size=128256,
@@ -158,9 +163,9 @@ def prompts(num_anchors: int) -> list[str]:
     return [*DEFAULT_PROMPTS, *load_questions("harmful_align")][:num_anchors]
 
 
-def build_trainer(way: Way, shape: Shape, output_dir: str):
+def build_trainer(way: Way, shape: Shape, output_dir: str, folder: str | None = None):
     torch.manual_seed(0)
-    model, tokenizer = load_model(shape)
+    model, tokenizer = load_model(shape, folder)
     bf16 = shape.dtype == "bfloat16"
     num_rows = shape.batch_size * shape.accumulation * PartialState().num_processes
     rows = torch.randint(100, 1000, (num_rows, shape.row_tokens)).tolist()
@@ -187,7 +192,12 @@ def build_trainer(way: Way, shape: Shape, output_dir: str):
         return SFTTrainer(args=SFTConfig(**settings), **arguments)
     with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=bf16):
         anchor = SafetyAnchor.capture(
-            model, tokenizer, prompts(way.num_anchors), require_refusal=False, refusal_tokens=way.refusal_tokens
+            model,
+            tokenizer,
+            prompts(way.num_anchors),
+            require_refusal=False,
+            refusal_tokens=way.refusal_tokens,
+            openers=way.openers,
         )
     if way.kind == "sbr":
         config = SBRConfig(
@@ -200,7 +210,7 @@ def build_trainer(way: Way, shape: Shape, output_dir: str):
 
 
 def time_steps(
-    ways: list[Way], shape: Shape, rounds: int
+    ways: list[Way], shape: Shape, rounds: int, folder: str | None
 ) -> tuple[dict[Way, list[tuple[float, float]]], dict[Way, int]]:
     """
     Seconds of an optimizer step, and of the anchors' part of it, the ways in turn, after a round that is not counted; and the
@@ -208,7 +218,7 @@ def time_steps(
     """
     seconds = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as output_dir:
-        trainers = {way: build_trainer(way, shape, output_dir) for way in ways}
+        trainers = {way: build_trainer(way, shape, output_dir, folder) for way in ways}
         timers = {way: StepTimer() for way in ways}
         for way, trainer in trainers.items():
             trainer.add_callback(timers[way])
@@ -257,13 +267,13 @@ def median_and_range(values: list[float], digits: int) -> list[float]:
     return [round(function(values), digits) for function in (statistics.median, min, max)]
 
 
-def compare(ways: list[Way], shape: Shape, rounds: int) -> list[dict]:
+def compare(ways: list[Way], shape: Shape, rounds: int, folder: str | None = None) -> list[dict]:
     """
     One row a way, with medians, minima and maxima: the overhead is the ratio to the step of plain SFT in the same round,
     the anchors' share is timed within the step and divided by its rest.
     """
     print(f"{shape}", flush=True)
-    seconds, tokens = time_steps(ways, shape, rounds)
+    seconds, tokens = time_steps(ways, shape, rounds, folder)
     plain = [step for step, _ in seconds[ways[0]]]
     rows = []
     for way in ways:
@@ -274,6 +284,7 @@ def compare(ways: list[Way], shape: Shape, rounds: int) -> list[dict]:
                 "num_anchors": 0 if way.kind == "sft" else way.num_anchors,
                 "anchor_tokens": tokens[way],
                 "refusal_tokens": way.refusal_tokens,
+                "openers": way.openers,
                 "anchors_per_step": way.anchors_per_step,
                 "num_processes": PartialState().num_processes,
                 "threads": torch.get_num_threads(),
@@ -292,14 +303,14 @@ def compare(ways: list[Way], shape: Shape, rounds: int) -> list[dict]:
 
 
 def print_table(rows: list[dict]) -> None:
-    print(f"\n{'':58} {'way':16} {'step, s':>8} {'over SFT, %':>22} {'anchors, %':>20}")
+    print(f"\n{'':58} {'way':52} {'step, s':>8} {'over SFT, %':>22} {'anchors, %':>20}")
     for row in rows:
         shape = Shape(**{name: row[name] for name in Shape.__dataclass_fields__})
         overhead, anchors = (
             "{:6.1f} [{:5.1f}, {:5.1f}]".format(*row[k]) for k in ("overhead_percent", "anchor_percent")
         )
         step = statistics.median(row["step_seconds"])
-        print(f"{str(shape):58} {row['way']:16} {step:8.3f} {overhead:>22} {anchors:>20}")
+        print(f"{str(shape):58} {row['way']:52} {step:8.3f} {overhead:>22} {anchors:>20}")
 
 
 def standard_shapes() -> list[Shape]:
@@ -383,7 +394,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each way (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help="how the overhead grows, instead of the comparison")
-    parser.add_argument("--points", action="store_true", help="anchors of several points, instead of the comparison")
+    parser.add_argument(
+        "--points", metavar="FOLDER", help="anchors in turn, and of a hardened model, not the comparison"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory, instead of the comparison")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)  # for the processes that this script starts
     parser.add_argument("--compare_at", help=argparse.SUPPRESS)
@@ -400,8 +413,11 @@ def main() -> None:
     elif args.growth:
         name, rows = "step_overhead_growth", growth(args.rounds)
     elif args.points:
-        in_turn = [Way("sbr", 8, refusal_tokens=4, anchors_per_step=number) for number in (None, 4, 2, 1)]
-        name, rows = "step_overhead_points", compare([Way("sft"), Way("sbr"), *in_turn], Shape(), args.rounds)
+        in_turn = [Way("sbr", anchors_per_step=number) for number in (None, 4, 2, 1)]
+        deep = [Way("sbr", refusal_tokens=14), Way("sbr", refusal_tokens=14, openers="default", anchors_per_step=8)]
+        shapes = (Shape(), Shape(accumulation=1))
+        rows = [row for s in shapes for row in compare([Way("sft"), *in_turn, *deep], s, args.rounds, args.points)]
+        name = "step_overhead_points"
     else:
         name, rows = "step_overhead", [row for s in standard_shapes() for row in compare(ways, s, args.rounds)]
     if not args.memory:
