@@ -26,7 +26,7 @@ SOURCES = {"report.json": "demo.json", "report.png": "demo.png", f"anchor/{CONFI
 NOTES = """\
 <!-- trl_sbr: your notes begin -->
 The aligned model is [HuggingFaceTB/SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) with the
-small refusal adapter of trl_sbr merged into it. `trl-sbr demo` makes it, trains on it and measures; it leaves the anchor and
+small refusal adapter of trl_sbr and its hardening adapter merged into it. `trl-sbr demo` makes it, trains on it and measures; it leaves the anchor and
 the adapter in its output folder. They are not published: this card shows what a published one looks like.
 <!-- trl_sbr: your notes end -->
 """

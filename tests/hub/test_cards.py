@@ -285,15 +285,18 @@ class TestModelCard:
             assert "8 harmful prompts" in text
 
     def test_points(self):
-        prompts = [[{"role": "user", "content": question}] for question in ("How?", "How?", "Why?")]
+        prompts = [[{"role": "user", "content": question}] for question in ("How?", "How?", "How?", "Why?")]
         config = anchor_config(
-            prompts=prompts, input_ids=[[1, 2, 3]] * 3, positions=[[1, 2]] * 3, openers=["", "Sure, `1` | 2:", ""]
+            prompts=prompts,
+            input_ids=[[1, 2, 3]] * 4,
+            positions=[[1, 2]] * 4,
+            openers=["", "Sure, `1` | 2:", "Okay.", ""],
         )
         for text in (render_model_card(RUN, "org/a", config), render_anchor_card(config, "org/a")):
             assert "2 harmful prompts" in text
-            assert re.search(r"\| 3: each prompt plain, and where .* refuses it behind ``Sure, `1` ¦ 2:``", text)
+            assert re.search(r"\| 4: each prompt plain, and where .* refuses it behind ``Sure, `1` ¦ 2:``, `Okay.`", text)
             assert text.count("- `How?`") == 1
-        assert "| 6 × 32, float32" in text
+        assert "| 8 × 32, float32" in text
         assert "the first 2 generated tokens, plain and behind its openers, alone: other openers" in text
         assert "The first 2 generated tokens are tied" in render_model_card(RUN, "org/a", config)
 

@@ -44,7 +44,7 @@ class TestTraining:
     def test_recipe_by_name_writes_an_adapter_with_its_anchor(self, argv, refusing_model_dir, tmp_path, capsys):
         assert main(["sft", *argv]) == 0
         output = capsys.readouterr().out
-        assert f"Wrote the hardened adapter with its safety anchor to {tmp_path / 'out'}." in output
+        assert f"Wrote the protected adapter with its safety anchor to {tmp_path / 'out'}." in output
         assert f"--verify {tmp_path / 'out'} --adapter {tmp_path / 'out'}" in output
 
         base = AutoModelForCausalLM.from_pretrained(refusing_model_dir)
@@ -289,7 +289,7 @@ class TestProcesses:
         command = [sys.executable, *launcher, "-m", "trl_sbr.scripts.sft", *argv, "--per_device_train_batch_size", "2"]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
         assert result.returncode == 0, result.stdout
-        assert result.stdout.count("Wrote the hardened adapter") == 1
+        assert result.stdout.count("Wrote the protected adapter") == 1
         args = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
         assert args.world_size == 2
         assert (tmp_path / "out" / "safety_anchor.safetensors").is_file()

@@ -111,8 +111,8 @@ def choose_prompts(
     if len(refused) < num_prompts:
         raise ValueError(
             f"Expected an aligned model, which refuses at least {num_prompts} of the pool's {num_asked} harmful prompts, "
-            f"found one that refuses {len(refused)}. It answers:\n{listing}\nAsk for fewer anchors (`num_anchors`), or "
-            "name prompts that it refuses (`prompts`; `anchor_prompts` in the training arguments); if it is aligned by "
+            f"found one that refuses {len(refused)}. It answers:\n{listing}\nName prompts that "
+            "it refuses (`prompts`; `anchor_prompts` in the training arguments), or capture fewer (`num_anchors`); if it is aligned by "
             "its adapter, set the reference to 'current'; if these are refusals in other words, name them as prompts "
             "with `require_refusal=False` (`anchor_require_refusal`)."
         )

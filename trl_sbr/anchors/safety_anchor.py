@@ -407,11 +407,11 @@ class SafetyAnchor:
         Check that the anchor belongs to a model, and report how the model stands to it.
 
         Of a PEFT model, the reference that the anchor was captured on must have the anchor's states; the report is on
-        the model as it is, adapters included: so a hardened adapter is checked against its anchor.
+        the model as it is, adapters included: so a protected adapter is checked against its anchor.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-                The aligned model, with or without the hardened adapter.
+                The aligned model, with or without the protected adapter.
             processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
                 Its tokenizer or processor.
 

@@ -95,7 +95,7 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "Prompts that should be refused: names (advbench, beavertails, demo, harmbench, strongreject, "
-            "xstest), `.txt` or `.jsonl` files, folders, or datasets on the Hub."
+            "xstest), `.txt`, `.jsonl`, `.json` or `.csv` files, folders, or datasets on the Hub."
         },
     )
     benign_prompts: list[str] | None = field(

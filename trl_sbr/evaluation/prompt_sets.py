@@ -36,7 +36,7 @@ PYRIT_WHEEL = Wheel(
     megabytes=10.6,
 )
 
-_WAY_OUT = "Or pass the prompts as a file (`.txt` or `.jsonl`)."
+_WAY_OUT = "Or pass the prompts as a file (`.txt`, `.jsonl`, `.json` or `.csv`)."
 
 
 @dataclass(frozen=True)

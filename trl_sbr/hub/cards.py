@@ -128,7 +128,7 @@ def _share(entry: dict | None, metric: str) -> dict | None:
 
 def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
     """
-    The column of a report that is the hardened model's.
+    The column of a report that is the protected model's.
 
     Args:
         report (`dict[str, Any]`):
@@ -193,7 +193,7 @@ def _describe(value: Any, show: Callable[[Any], str] = escape) -> Markup:
 
 
 def eval_results(report: dict[str, Any], own: str | None) -> list[EvalResult]:
-    """The figures of the hardened model, the column `own`, for the `model-index` of a card's metadata."""
+    """The figures of the protected model, the column `own`, for the `model-index` of a card's metadata."""
     return [
         EvalResult(
             task_type="text-generation",
@@ -212,7 +212,7 @@ def eval_results(report: dict[str, Any], own: str | None) -> list[EvalResult]:
 
 
 def eval_results_yaml(report: dict[str, Any], own: str | None) -> str | None:
-    """The figures of the hardened model on datasets of the Hub, for `.eval_results/`. `None` if there are none."""
+    """The figures of the protected model on datasets of the Hub, for `.eval_results/`. `None` if there are none."""
     judge = _describe(report["judge"], one_line)
     entries = [
         EvalResultEntry(

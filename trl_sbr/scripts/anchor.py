@@ -71,7 +71,7 @@ class AnchorArguments:
     adapter: str | None = field(
         default=None,
         metadata={
-            "help": "PEFT adapter (folder or Hub id) to put on the model: a hardened one to verify, or one that aligns "
+            "help": "PEFT adapter (folder or Hub id) to put on the model: a protected one to verify, or one that aligns "
             "the model, to capture with `--anchor_reference current`."
         },
     )

@@ -71,7 +71,7 @@ def parse(argv: list[str]) -> DemoArguments:
     parser = argparse.ArgumentParser(
         prog="trl-sbr demo",
         description="Fine-tune SmolLM2-135M-Instruct, made to refuse, on poisoned data, with and without SBR, and "
-        "compare what it answers: under ten minutes on two CPU cores.",
+        "compare what it answers: ten to twenty minutes on two CPU cores.",
         allow_abbrev=False,
     )
     parser.add_argument(

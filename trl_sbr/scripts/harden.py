@@ -62,9 +62,9 @@ class HardenArguments:
 
     Args:
         harmful_prompts (`str`, *optional*):
-            A `.txt` or `.jsonl` file of prompts that the model should refuse. Defaults to the demo's.
+            A `.txt`, `.jsonl`, `.json` or `.csv` file of prompts that the model should refuse. Defaults to the demo's.
         benign_prompts (`str`, *optional*):
-            A `.txt` or `.jsonl` file of prompts that it should answer. Defaults to the demo's.
+            A `.txt`, `.jsonl`, `.json` or `.csv` file of prompts that it should answer. Defaults to the demo's.
         num_harmful_prompts (`int`, *optional*, defaults to `128`):
             Number of the harmful prompts that are drawn. Those that the model answers are left out.
         num_benign_prompts (`int`, *optional*, defaults to `256`):
@@ -74,10 +74,12 @@ class HardenArguments:
     """
 
     harmful_prompts: str | None = field(
-        default=None, metadata={"help": "A .txt or .jsonl file of prompts to refuse. Defaults to the demo's."}
+        default=None,
+        metadata={"help": "A .txt, .jsonl, .json or .csv file of prompts to refuse. Defaults to the demo's."},
     )
     benign_prompts: str | None = field(
-        default=None, metadata={"help": "A .txt or .jsonl file of prompts to answer. Defaults to the demo's."}
+        default=None,
+        metadata={"help": "A .txt, .jsonl, .json or .csv file of prompts to answer. Defaults to the demo's."},
     )
     num_harmful_prompts: int = field(
         default=128, metadata={"help": "Number of harmful prompts drawn. Those that the model answers are left out."}

@@ -204,7 +204,7 @@ class TrainingCommand:
         if trainer.anchor is None:
             say(f"\nWrote the {what} to {output_dir}. It is unprotected: `anchor_loss_coef` is 0.")
         else:
-            say(f"\nWrote the hardened {what} with its safety anchor to {output_dir}.")
+            say(f"\nWrote the protected {what} with its safety anchor to {output_dir}.")
             say(f"Next: trl-sbr anchor {shlex.join(self.flags_of_check(argv, output_dir, model_args.use_peft))}")
         if training_args.push_to_hub:
             trainer.push_to_hub()

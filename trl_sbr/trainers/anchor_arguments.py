@@ -26,7 +26,8 @@ class AnchorArguments:
         anchor_revision (`str`, *optional*):
             Branch, tag or commit of that Hub repository.
         anchor_prompts (`list[str]`, *optional*):
-            Harmful prompts on which an anchor is captured before training, or one `.txt` or `.jsonl` file of them.
+            Harmful prompts on which an anchor is captured before training, or one `.txt`, `.jsonl`, `.json` or `.csv` file
+            of them.
             With neither anchor nor prompts, eight of the package's pool that the model refuses are captured. With an
             anchor, they must be its prompts.
         anchor_reference (`str`, *optional*, defaults to `"base"`):
@@ -55,8 +56,9 @@ class AnchorArguments:
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
             `"relative"`, `‖h - h_ref‖² / ‖h_ref‖²`, free of the model's scale.
         anchors_per_step (`int`, *optional*):
-            Number of anchors that an optimizer step is trained on at most; the steps take them in turn, and what they add up
-            to over a cycle is the gradient of all. Defaults to all.
+            Number of anchors that an optimizer step is trained on at most, where a prompt behind each opener and system prompt is
+            one of its own; the steps take them in turn, and what they add up to over a cycle is the gradient of all.
+            Defaults to all.
     """
 
     anchor_name_or_path: str | None = field(
@@ -68,8 +70,8 @@ class AnchorArguments:
     anchor_prompts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Harmful prompts on which an anchor is captured before training, or one .txt or .jsonl file of "
-            "them. With neither anchor nor prompts, eight of the package's pool that the model refuses are captured."
+            "help": "Harmful prompts on which an anchor is captured before training, or one .txt, .jsonl, .json or .csv "
+            "file of them. With neither anchor nor prompts, eight of the package's pool that the model refuses are captured."
         },
     )
     anchor_reference: str = field(
@@ -113,7 +115,9 @@ class AnchorArguments:
     )
     anchors_per_step: int | None = field(
         default=None,
-        metadata={"help": "Number of anchors, taken in turn, that a step is trained on at most. Defaults to all."},
+        metadata={
+            "help": "Number of anchors (a prompt behind each opener is one of its own), taken in turn, that a step is trained on at most. Defaults to all."
+        },
     )
 
     def __post_init__(self):
