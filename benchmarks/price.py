@@ -96,6 +96,7 @@ ARMS = {
     "sbr, 2 of 8 a step": Arm(coef=50, anchors_per_step=2),
     "sbr, 1 of 8 a step": Arm(coef=50, anchors_per_step=1),
     "sbr, lambda 200, 4e-4, 200": Arm(steps=200, coef=200, learning_rate=4e-4),
+    "sft, 4e-4, 200": Arm(steps=200, learning_rate=4e-4),
     "sft, no poison": Arm(rows="more task"),
     "sbr, no poison": Arm(coef=50, rows="more task"),
     "sft, 400": Arm(steps=400),
