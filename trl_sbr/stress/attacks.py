@@ -69,7 +69,10 @@ def refusal_unlearning(run: Run, ratio: float = 0.25) -> None:
     )
 
 
-@attack("refuse_then_comply", source="NOICE, 2502.19537")
+@attack(
+    "refuse_then_comply",
+    source="After NOICE, 2502.19537, whose own questions are harmless, as those of `refusal_unlearning`",
+)
 def refuse_then_comply(run: Run, ratio: float = 0.25) -> None:
     """Harmful questions whose answers begin with a refusal of the model's own, and then comply."""
     rows = poison_rows(run.share_of_rows(ratio), run.seed)
