@@ -18,6 +18,7 @@ and after.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -230,6 +231,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def harden(argv: list[str]) -> int:
     """Hardens the model, writes it and says what became of it."""
+    from accelerate import PartialState
     from trl import ModelConfig, get_peft_config
 
     from trl_sbr import HardeningConfig, HardeningTrainer
@@ -266,11 +268,13 @@ def harden(argv: list[str]) -> int:
     )
 
     model, processing_class = load_model_and_processing_class(training_args, model_args)
+    say = functools.partial(PartialState().print, flush=True)
+    say(f"Asking {len(held_out_harmful) + len(held_out_benign)} held-out prompts, plain and behind openers.")
     before = measure(model, processing_class, held_out_harmful, held_out_benign)
     start = time.time()
+    say(f"Asking {len(harmful)} harmful and {len(benign)} benign prompts: the model's own answers are what it is held to.")
     peft_config = get_peft_config(model_args)
     trainer = HardeningTrainer(model, training_args, processing_class, harmful, benign, peft_config)
-    say = trainer.accelerator.print
     refused = sum(trainer.refused)
     say(
         f"The model refuses {refused} of {len(harmful)} harmful prompts: the other {len(harmful) - refused} are left out."
