@@ -79,6 +79,8 @@ ARMS = {
     "wall, frozen": Arm(wall="frozen"),
     "wall, frozen, 8e-4": Arm(wall="frozen", learning_rate=8e-4),
     "wall, 4e-4": Arm(wall="projected", learning_rate=4e-4),
+    "wall, 4e-4, 200": Arm(steps=200, wall="projected", learning_rate=4e-4),
+    "wall, frozen, 8e-4, 200": Arm(steps=200, wall="frozen", learning_rate=8e-4),
     "wall + sbr": Arm(coef=50, wall="projected"),
     "sbr, clip apart": Arm(coef=50, clip="apart"),
     "sbr, moments apart": Arm(coef=50, clip="apart", moments="apart"),
