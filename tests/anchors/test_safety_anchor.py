@@ -152,6 +152,16 @@ class TestCapture:
         anchor = capture(peft_model, tokenizer, reference=reference)
         assert torch.equal(anchor.hidden_states, base.hidden_states) == (reference == "base")
 
+    def test_what_is_frozen_in_an_adapter_stays_so(self, tokenizer):
+        model = get_peft_model(build_model("llama"), LoraConfig(target_modules="all-linear"))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name and "layers.1." in name)
+        before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        anchor = capture(model, tokenizer)
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+        anchor.verify(model, tokenizer)
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
     def test_default_prompts(self, refusing_model, tokenizer):
         anchor = SafetyAnchor.capture(refusing_model, tokenizer)
         assert anchor.questions == list(DEFAULT_PROMPTS)

@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
+from trl_sbr import SafetyAnchor, SafetyMonitor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
@@ -78,6 +78,17 @@ class TestSBRSFTTrainer:
         # Check that the trained parameters have changed, and the others have not
         for name, p in trainer.model.named_parameters():
             assert torch.equal(p, before[name]) != p.requires_grad, name
+
+    def test_what_is_frozen_in_an_adapter_is_not_trained(self, tmp_path, refusing_model):
+        model = get_peft_model(refusing_model, LoraConfig(**LORA, init_lora_weights=False))
+        frozen = {name: p.requires_grad_(False) for name, p in model.named_parameters() if "layers.0." in name}
+        trainer = make_trainer(tmp_path, model)
+        trainer.add_callback(SafetyMonitor(trainer, refusals=True))
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        trainer.train()
+        assert all(torch.equal(p, before[name]) for name, p in frozen.items())
+        moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+        assert moved and all("layers.1." in name for name in moved)
 
     def test_anchor_term_holds_the_states(self, tmp_path):
         drift = {}

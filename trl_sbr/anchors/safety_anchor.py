@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..metrics.harmful_score.refusal import is_refusal
+from .adapters import disabled_adapters
 from .anchor_files import (
     CONFIG_NAME,
     MAX_CONFIG_BYTES,
@@ -66,7 +67,7 @@ def _reference_model(model: nn.Module, reference: str) -> AbstractContextManager
     """Context in which `model` is the aligned model: adapters off for `"base"`, as they are for `"current"`."""
     if reference not in ("base", "current"):
         raise ValueError(f"Expected a reference of 'base' or 'current', found {reference!r}.")
-    return model.disable_adapter() if reference == "base" and isinstance(model, PeftModel) else nullcontext()
+    return disabled_adapters(model) if reference == "base" and isinstance(model, PeftModel) else nullcontext()
 
 
 def _check_is_json(chat_template_kwargs: dict[str, Any]) -> None:
