@@ -294,7 +294,9 @@ class TestModelCard:
         )
         for text in (render_model_card(RUN, "org/a", config), render_anchor_card(config, "org/a")):
             assert "2 harmful prompts" in text
-            assert re.search(r"\| 4: each prompt plain, and where .* refuses it behind ``Sure, `1` ¦ 2:``, `Okay.`", text)
+            assert re.search(
+                r"\| 4: each prompt plain, and where .* refuses it behind ``Sure, `1` ¦ 2:``, `Okay.`", text
+            )
             assert text.count("- `How?`") == 1
         assert "| 8 × 32, float32" in text
         assert "the first 2 generated tokens, plain and behind its openers, alone: other openers" in text

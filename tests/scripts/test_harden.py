@@ -99,7 +99,7 @@ class TestHarden:
         rows.write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
         command = line.removeprefix("Next: trl-sbr ").replace("RECIPE", "smollm2-135m-instruct/sbr_lora")
-        command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "1"]
+        command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "9"]
         assert main([*command, "--output_dir", str(tmp_path / "tuned")]) == 0
         assert "The model was hardened" not in caplog.text
 

@@ -215,12 +215,23 @@ class TestSBRSFTTrainer:
 
     def test_anchors_in_turn(self, tmp_path, refusing_model):
         trainer = make_trainer(
-            tmp_path, refusing_model, peft_config=LoraConfig(**LORA), anchors_per_step=3, max_steps=2
+            tmp_path, refusing_model, peft_config=LoraConfig(**LORA), anchors_per_step=3, max_steps=3
         )
         trainer.train()
         assert history(trainer, "anchor_loss")[0] < 1e-10 < history(trainer, "anchor_loss")[1]
         trainer.save_model()
         assert read_record(tmp_path / RECORD_NAME)["sbr"]["anchors_per_step"] == 3
+
+    @pytest.mark.parametrize("steps", [{"max_steps": 2}, {"max_steps": -1, "num_train_epochs": 0.5}])
+    def test_run_that_ends_before_all_anchors_had_their_turn_raises(self, tmp_path, steps):
+        trainer = make_trainer(tmp_path, build_refusing_model(), anchors_per_step=3, **steps)  # 2, 3 and 3
+        with pytest.raises(
+            ValueError,
+            match="run of 2 optimizer steps, and 8 anchors that take 3 .*at least 3 steps.*`anchors_per_step` to at least 4",
+        ):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        make_trainer(tmp_path, build_refusing_model(), anchors_per_step=4, **steps).train()
 
     def test_anchor_of_another_model_raises(self, tmp_path, model):
         anchor = capture(build_model("llama", seed=1))

@@ -58,7 +58,7 @@ class AnchorArguments:
         anchors_per_step (`int`, *optional*):
             Number of anchors that an optimizer step is trained on at most, where a prompt behind each opener and system prompt is
             one of its own; the steps take them in turn, and what they add up to over a cycle is the gradient of all.
-            Defaults to all.
+            A run with fewer steps than a cycle is an error. Defaults to all.
     """
 
     anchor_name_or_path: str | None = field(

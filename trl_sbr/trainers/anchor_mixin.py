@@ -179,7 +179,7 @@ class SafetyAnchorMixin(PublishingMixin):
         self.anchor = anchor
         self._reference_states = anchor.hidden_states.to(self.accelerator.device, copy=True)
         self._turns = divide_into_turns(anchor, self.anchor_args.anchors_per_step)
-        self._guard.hold(anchor)
+        self._guard.hold(anchor, len(self._turns))
 
     @property
     def interrupted(self) -> bool:
@@ -378,7 +378,8 @@ class SafetyAnchorMixin(PublishingMixin):
 
         Raises:
             ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
-                another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none.
+                another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the run has
+                fewer steps than it takes for all anchors to have their turn.
             OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run lie there.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
         """
