@@ -88,6 +88,11 @@ class TestTwoProcesses:
                 anchor_part = {name: (step[name] - plain_step[name]) / COEF for name in step}
                 assert relative_error(anchor_part, expected) < 1e-5, kind
 
+    def test_is_reduced_once_a_step_and_not_by_the_anchors(self, tmp_path):
+        result = launch(tmp_path, "cpu_2_processes", 2, "tests.distributed.reduction_worker", str(tmp_path / "run"))
+        assert result.returncode == 0, result.stdout[-3000:]
+        assert json.loads((tmp_path / "run" / "reductions.json").read_text()) == [1, 1, 1, 1]
+
 
 @pytest.mark.slow
 @pytest.mark.distributed

@@ -284,6 +284,14 @@ class SafetyAnchorMixin(PublishingMixin):
                 states = self._anchor_states(model, self._all_turns)
             with self.accelerator.autocast():
                 self.anchor.check_states(states, self.model)
+        # DDP decides in the forward whether the backward synchronizes: that of the batch does, for both
+        is_ddp = isinstance(model, DistributedDataParallel)
+        with model.no_sync() if is_ddp else contextlib.nullcontext():
+            term = self._anchor_term(model)
+            self._anchor_backward(term)
+        return term.detach()
+
+    def _anchor_term(self, model: nn.Module) -> torch.Tensor:
         turn = self.state.global_step % len(self._turns)
         loss, cosine = self._anchor_loss(model, [turn])
         self._unlogged.append((loss.item(), cosine.item()))
@@ -294,15 +302,16 @@ class SafetyAnchorMixin(PublishingMixin):
                 f"Found an anchor term of 0 at an anchor loss of {loss.item():.1e}: `anchor_loss_coef` is "
                 f"{self.anchor_args.anchor_loss_coef}, with which the term is too small for float32 and does nothing. Set a larger one."
             )
-        is_ddp = isinstance(model, DistributedDataParallel)
+        return term
+
+    def _anchor_backward(self, term: torch.Tensor) -> None:
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.accelerator.gradient_state._set_sync_gradients(False)  # DeepSpeed would step after this backward
         try:
-            with self._guard.anchor_step(), model.no_sync() if is_ddp else contextlib.nullcontext():
+            with self._guard.anchor_step():
                 self.accelerator.backward(term, **({"scale_wrt_gas": False} if is_deepspeed else {}))
         finally:
             self.accelerator.gradient_state._set_sync_gradients(True)
-        return term.detach()
 
     def compute_loss(self, *args, **kwargs):
         if self.anchor is not None and torch.is_grad_enabled() and not self._in_training_step:
