@@ -112,6 +112,11 @@ def check_setup(
             f"Found `optim={args.optim.value}`, which changes the weights within a backward: the anchor term has "
             "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
         )
+    if args.ddp_static_graph:
+        raise ValueError(
+            "Found `ddp_static_graph=True`, which promises DDP the same graph in every backward: that of the anchor term is "
+            "another one, and gradients would not be reduced. Leave it out."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"Found {args.n_gpu} GPUs in one process, which train copies of the model (`torch.nn.DataParallel`). Launch one process a "
