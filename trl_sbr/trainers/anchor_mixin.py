@@ -30,6 +30,7 @@ from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_che
 from .layout import check_layout, divide_into_turns, is_placed_by_engine, lay_out_for_training
 from .output_folder import (
     check_holds_no_anchor,
+    check_holds_no_other_anchor,
     check_holds_no_other_weights,
     check_holds_no_report,
     check_is_free,
@@ -389,7 +390,8 @@ class SafetyAnchorMixin(PublishingMixin):
             ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
                 another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the run has
                 fewer steps than it takes for all anchors to have their turn.
-            OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run lie there.
+            OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run, or another anchor,
+                lie there.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
         """
         output_dir = Path(self.args.output_dir)
@@ -397,6 +399,8 @@ class SafetyAnchorMixin(PublishingMixin):
         self._unlogged.clear()
         check_holds_no_report(output_dir)
         check_holds_no_other_weights(output_dir, isinstance(self.model, PeftModel))
+        if self.anchor is not None:
+            check_holds_no_other_anchor(output_dir, self.anchor)
         with lock_folder(output_dir, self.args.should_save, all_are_here=True):
             if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
                 resume_from_checkpoint = self._resume(resume_from_checkpoint)
@@ -457,6 +461,8 @@ class SafetyAnchorMixin(PublishingMixin):
         check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
         if self.anchor is None:
             check_holds_no_anchor(folder)
+        else:
+            check_holds_no_other_anchor(folder, self.anchor)
         with lock_folder(folder, self.args.should_save):  # nobody has to save in all processes
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
