@@ -110,15 +110,16 @@ class TestRecord:
 
     def test_card_of_a_running_training_vouches_for_nothing(self, folders, tmp_path):
         folder = shutil.copytree(folders / "protected adapter", tmp_path / "run")
-        before = (folder / RECORD_NAME).read_bytes()
-        trainer = trainer_in(folder, max_steps=2, save_strategy="steps", save_steps=1)
-        trainer.train()  # writes a card at each checkpoint
+        before = contents(folder)
+        trainer = trainer_in(folder, max_steps=2, save_strategy="steps", save_steps=1, anchor_loss_coef=200.0)
+        trainer.train()  # asks for a card at each checkpoint
         trainer.create_model_card(tags=["mine"])
-        assert (folder / RECORD_NAME).read_bytes() == before
-        check_folder(folder)
+        assert {path: data for path, data in contents(folder).items() if path.parent == folder} == before
+        assert "200.0" in (folder / "checkpoint-2" / CARD_NAME).read_text()
         trainer.save_model()
         trainer.create_model_card(tags=["mine"])
         assert check_folder(folder)["tags"] == ["mine"]
+        assert "200.0" in (folder / CARD_NAME).read_text()
         trainer.train()  # on from there: what lies in the folder is not what is trained now
         trainer.create_model_card(tags=["other"])
         assert check_folder(folder)["tags"] == ["mine"]
