@@ -80,6 +80,18 @@ class TestClock:
         trainer.train(resume_from_checkpoint=str(begun / "checkpoint-2"))
         assert trainer.state.global_step == 4
 
+    def test_template_that_writes_the_time_behind_a_system_prompt(self, tmp_path):
+        template = "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%H:%M:%S.%f') }}{% endif %}" + CHAT_TEMPLATE
+
+        def make(**kwargs):
+            settings = {"processing_class": dated_tokenizer(template), "anchor_system_prompts": ["Be kind."], **SAVE}
+            return make_trainer(tmp_path, build_refusing_model(), **settings, **kwargs)
+
+        make(max_steps=2).train()
+        trainer = make(max_steps=3)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.anchor.config.chat_template_kwargs[CLOCK] == recorded_time(tmp_path / "checkpoint-2")
+
     def test_unprotected_run_is_rendered_as_by_sfttrainer(self, tmp_path):
         trainer = dated(tmp_path, anchor_loss_coef=0.0)
         assert len({text.split("\n")[0] for text in texts(trainer)}) > 1

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..anchors.anchor_files import CONFIG_NAME, read_config
 from ..anchors.clock import CLOCK
-from ..anchors.prompts import DEFAULT_PROMPTS, record_clock, resolve_prompts
+from ..anchors.prompts import DEFAULT_PROMPTS, cross_system_prompts, record_clock, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from .anchor_arguments import SBRArguments
 from .interruption import list_checkpoints
@@ -53,7 +53,7 @@ def find_rendering(
             )
         return recorded
     prompts = resolve_prompts(args.anchor_prompts) or DEFAULT_PROMPTS
-    rendering = record_clock(processing_class, prompts, asked)
+    rendering = record_clock(processing_class, cross_system_prompts(prompts, args.anchor_system_prompts), asked)
     if CLOCK in rendering and CLOCK not in asked:
         checkpoint, time = _clock_of_last_checkpoint(args)
         if time is not None:
