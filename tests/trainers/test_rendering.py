@@ -81,7 +81,9 @@ class TestClock:
         assert trainer.state.global_step == 4
 
     def test_template_that_writes_the_time_behind_a_system_prompt(self, tmp_path):
-        template = "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%H:%M:%S.%f') }}{% endif %}" + CHAT_TEMPLATE
+        template = (
+            "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%H:%M:%S.%f') }}{% endif %}" + CHAT_TEMPLATE
+        )
 
         def make(**kwargs):
             settings = {"processing_class": dated_tokenizer(template), "anchor_system_prompts": ["Be kind."], **SAVE}
