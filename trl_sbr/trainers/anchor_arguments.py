@@ -123,8 +123,8 @@ class AnchorArguments:
     def __post_init__(self):
         if isinstance(self, TrainingArguments):
             super().__post_init__()
-        for name in ("anchor_prompts", "anchor_openers"):
-            if isinstance(getattr(self, name), str):  # a file, or "default", from YAML
+        for name in ("anchor_prompts", "anchor_openers", "anchor_system_prompts"):
+            if isinstance(getattr(self, name), str):  # one alone, from YAML
                 setattr(self, name, [getattr(self, name)])
         if not 0 <= self.anchor_loss_coef < float("inf"):
             raise ValueError(f"Expected a finite `anchor_loss_coef` of at least 0, found {self.anchor_loss_coef}.")
