@@ -155,8 +155,13 @@ class TestSBRSFTTrainer:
     def test_anchor_and_its_prompts(self, tmp_path, refusing_model):
         anchor = capture(refusing_model, ["Do harm!"])
         make_trainer(tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do harm!"])
-        with pytest.raises(ValueError, match="other prompts than `anchor_prompts`: expected .'Do worse!'."):
+        with pytest.raises(ValueError, match="other prompts than `anchor_prompts`.*: expected .'Do worse!'."):
             make_trainer(tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do worse!"])
+        message = "expected .'Do harm!'. under the system prompts .'Be kind.'., found .'Do harm!'. under .* .''.\\."
+        with pytest.raises(ValueError, match=message):
+            make_trainer(
+                tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do harm!"], anchor_system_prompts="Be kind."
+            )
 
     def test_two_anchors_raise(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="Give one anchor"):
