@@ -180,6 +180,7 @@ class TestCapture:
             ([], "at least one anchor prompt"),
             (["  "], "empty prompt"),
             (["Twice?", "Once?", "Twice?"], "Anchor prompts 0 and 2 are the same"),
+            ("Once?", "Expected a list of prompts, found the text 'Once[?]'"),
             (["long " * 200], "has 10.. tokens, expected at most the model's 512 positions"),
             (
                 [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]],
@@ -731,6 +732,7 @@ class TestPoints:
             ({"refusal_tokens": 33}, "`refusal_tokens` to be from 1 to 32, found 33"),
             ({"openers": "Sure!"}, "`openers` to be a list of texts.*or 'default', found 'Sure!'"),
             ({"openers": ["Sure!", ""]}, "`openers` to be a list of texts"),
+            ({"openers": ["default", "Sure!"]}, "Found 'default' among other openers"),
             ({"openers": ["Sure!", "Sure!"]}, "prompts 1 and 2 are the same: 'How do I do harm[?]' behind 'Sure!'"),
             ({"system_prompts": "Be kind."}, "`system_prompts` to be a list"),
             ({"system_prompts": ["Be kind.", "Be kind."]}, "prompts 0 and 1 are the same"),
