@@ -77,6 +77,31 @@ def _clock_of_last_checkpoint(args: SBRArguments) -> tuple[Path | None, str | No
     return None, None
 
 
+def check_rows_can_be_rendered(dataset: Dataset | IterableDataset, rendering: dict[str, Any]) -> None:
+    """
+    Make sure that some variables of the chat template reach the rows of a dataset, and not the anchors alone.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows as they are given to TRL's SFT or DPO.
+        rendering (`dict[str, Any]`):
+            The variables.
+
+    Raises:
+        ValueError: If the rows have images: TRL renders these when they are trained on, with no variables.
+    """
+    if rendering and not _columns(dataset).isdisjoint(("image", "images")):
+        raise ValueError(
+            f"Found rows with images, which TRL renders without variables of the chat template, and {rendering}, with which the "
+            "anchors are rendered: what is held would not be what is trained. Write them into the chat template itself (`{% set "
+            "NAME = VALUE %}` before its first line; a date in the place of `strftime_now`), and leave `chat_template_kwargs` out."
+        )
+
+
+def _columns(dataset: Dataset | IterableDataset) -> set[str]:
+    return set(dataset.column_names or next(iter(dataset)))  # a stream may not know them
+
+
 def with_rendering(dataset: Dataset | IterableDataset, rendering: dict[str, Any]) -> Dataset | IterableDataset:
     """
     Let TRL render the rows of a dataset with some variables of the chat template.
@@ -92,9 +117,7 @@ def with_rendering(dataset: Dataset | IterableDataset, rendering: dict[str, Any]
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The rows, with `chat_template_kwargs`.
     """
     variables = {name: value for name, value in rendering.items() if name != CLOCK}
-    if not variables or "input_ids" in (
-        dataset.column_names or next(iter(dataset))
-    ):  # a stream may not know its columns
+    if not variables or "input_ids" in _columns(dataset):
         return dataset
 
     def add_variables(row):
