@@ -4,6 +4,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -440,6 +441,34 @@ class TestCard:
     def test_strategy_that_publishes_the_optimizer_raises(self, tmp_path, strategy):
         with pytest.raises(ValueError, match="which publishes the optimizer's state"):
             self.train(tmp_path, push_to_hub=True, hub_strategy=strategy)
+
+
+class TestRevision:
+    """Of a model in the Hub's cache."""
+
+    @pytest.mark.parametrize(
+        ("load", "kwargs", "expected"),
+        [
+            (False, None, "a" * 40),
+            (False, {"revision": "v1"}, "b" * 40),
+            (False, {"revision": "b" * 40}, "b" * 40),
+            (True, None, None),  # nobody knows which one was loaded
+        ],
+    )
+    def test_of_record_and_anchor_is_what_was_loaded(self, hub_cache, tmp_path, load, kwargs, expected):
+        model = AutoModelForCausalLM.from_pretrained("org/base", revision="v1") if load else "org/base"
+        settings = {"peft_config": LoraConfig(**LORA), "max_steps": 1, "model_init_kwargs": kwargs}
+        trainer = make_trainer(tmp_path / "out", model, **settings)
+        trainer.train()
+        trainer.save_model()
+        assert trainer.anchor.config.model_revision == expected
+        found = read_record(tmp_path / "out" / RECORD_NAME)["base_model"]
+        assert found == {"name_or_path": "org/base", "revision": expected}
+
+    def test_of_the_only_one_is_known(self, hub_cache):
+        shutil.rmtree(hub_cache / "snapshots" / ("a" * 40))
+        model = AutoModelForCausalLM.from_pretrained("org/base", revision="v1")
+        assert capture(model).config.model_revision == "b" * 40
 
 
 class TestQLoRA:

@@ -199,6 +199,7 @@ class SafetyAnchor:
         refusal_tokens: int = 1,
         openers: str | Sequence[str] | None = None,
         system_prompts: Sequence[str | None] = (),
+        model_revision: str | None = None,
     ) -> "SafetyAnchor":
         """
         Record an aligned model's final hidden states on harmful prompts.
@@ -238,6 +239,9 @@ class SafetyAnchor:
                 said: a hardened model refuses. An opener behind which it answers all is an error, or left out if it is a default one.
             system_prompts (`Sequence[str | None]`, *optional*):
                 System prompts, under each of which all prompts are held; `None` and `""` are no system prompt.
+            model_revision (`str`, *optional*):
+                Branch, tag or commit of the Hub that the model was loaded from. The anchor names its commit; without it, that
+                of the cache, if that holds one alone.
 
         Returns:
             [`SafetyAnchor`]: The anchor.
@@ -282,7 +286,7 @@ class SafetyAnchor:
                 chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
                 chat_template_kwargs=chat_template_kwargs,
                 model_name_or_path=model.config._name_or_path,
-                model_revision=cached_commit(model.config._name_or_path),
+                model_revision=cached_commit(model.config._name_or_path, model_revision),
                 reference=reference,
                 unembedding_sha256=unembedding_sha256(model),
                 hidden_size=states.shape[1],

@@ -113,6 +113,9 @@ class SafetyAnchorMixin(PublishingMixin):
                 "arguments. Expected 'end' or 'every_save'."
             )
         check_is_free(Path(args.output_dir), args.should_save)
+        self._model_revision = None  # nobody knows that of a model that was loaded before
+        if isinstance(model, str):
+            self._model_revision = (args.model_init_kwargs or {}).get("revision") or "main"
         if anchor is None and settings.anchor_name_or_path is not None and settings.anchor_loss_coef > 0:
             anchor = self._on_main_process(
                 lambda: SafetyAnchor.from_pretrained(settings.anchor_name_or_path, revision=settings.anchor_revision)
@@ -139,9 +142,8 @@ class SafetyAnchorMixin(PublishingMixin):
         check_rows(self.train_dataset)
         self.anchor_args = settings
         self.dataset_names = []
-        model_init_kwargs = getattr(self.args, "model_init_kwargs", None) or {}  # TRL's alone
         self.hardening = self._on_main_process(
-            partial(read_hardening, self.model.config._name_or_path, model_init_kwargs.get("revision"))
+            partial(read_hardening, self.model.config._name_or_path, self._model_revision)
         )
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
@@ -236,6 +238,7 @@ class SafetyAnchorMixin(PublishingMixin):
                     refusal_tokens=settings.anchor_refusal_tokens,
                     openers=settings.anchor_openers,
                     system_prompts=settings.anchor_system_prompts or (),
+                    model_revision=self._model_revision,
                 )
             anchor.verify_reference(self.model, self.processing_class)
             if settings.anchor_require_refusal:
