@@ -115,6 +115,13 @@ class TimedSBRTrainer(SBRSFTTrainer):
         return term
 
 
+class OneStep(TrainerCallback):
+    """Ends a training after its first step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
 class StepTimer(TrainerCallback):
     def __init__(self):
         self.seconds = []
@@ -171,7 +178,7 @@ def build_trainer(way: Way, shape: Shape, output_dir: str, folder: str | None = 
     rows = torch.randint(100, 1000, (num_rows, shape.row_tokens)).tolist()
     settings = {
         "output_dir": output_dir,
-        "max_steps": 1,
+        "max_steps": 100,  # as many as anchors in turn take; each training is of one
         "per_device_train_batch_size": shape.batch_size,
         "gradient_accumulation_steps": shape.accumulation,
         "gradient_checkpointing": shape.gradient_checkpointing,
@@ -186,6 +193,7 @@ def build_trainer(way: Way, shape: Shape, output_dir: str, folder: str | None = 
         "model": model,
         "train_dataset": Dataset.from_list([{"input_ids": row} for row in rows]),
         "processing_class": tokenizer,
+        "callbacks": [OneStep()],
         "peft_config": LoraConfig(r=16, lora_alpha=16, target_modules=TARGET_MODULES, task_type="CAUSAL_LM"),
     }
     if way.kind == "sft":

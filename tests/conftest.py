@@ -56,6 +56,19 @@ def refusing_model_dir(refusing_model, tokenizer, tmp_path):
 
 
 @pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """The folder of `org/base`, a tiny model that refuses, in a cache of the Hub that holds two commits of it: `main` and `v1`."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--org--base"
+    (folder / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "a" * 40), ("v1", "b" * 40)):
+        (folder / "refs" / revision).write_text(commit)
+        for part in (build_refusing_model(), build_tokenizer()):
+            part.save_pretrained(folder / "snapshots" / commit)
+    return folder
+
+
+@pytest.fixture
 def endpoint():
     server = Endpoint()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

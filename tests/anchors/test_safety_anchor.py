@@ -152,6 +152,16 @@ class TestCapture:
         anchor = capture(peft_model, tokenizer, reference=reference)
         assert torch.equal(anchor.hidden_states, base.hidden_states) == (reference == "base")
 
+    def test_what_is_frozen_in_an_adapter_stays_so(self, tokenizer):
+        model = get_peft_model(build_model("llama"), LoraConfig(target_modules="all-linear"))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name and "layers.1." in name)
+        before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        anchor = capture(model, tokenizer)
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+        anchor.verify(model, tokenizer)
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
     def test_default_prompts(self, refusing_model, tokenizer):
         anchor = SafetyAnchor.capture(refusing_model, tokenizer)
         assert anchor.questions == list(DEFAULT_PROMPTS)
@@ -170,6 +180,7 @@ class TestCapture:
             ([], "at least one anchor prompt"),
             (["  "], "empty prompt"),
             (["Twice?", "Once?", "Twice?"], "Anchor prompts 0 and 2 are the same"),
+            ("Once?", "Expected a list of prompts, found the text 'Once[?]'"),
             (["long " * 200], "has 10.. tokens, expected at most the model's 512 positions"),
             (
                 [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]],
@@ -721,6 +732,7 @@ class TestPoints:
             ({"refusal_tokens": 33}, "`refusal_tokens` to be from 1 to 32, found 33"),
             ({"openers": "Sure!"}, "`openers` to be a list of texts.*or 'default', found 'Sure!'"),
             ({"openers": ["Sure!", ""]}, "`openers` to be a list of texts"),
+            ({"openers": ["default", "Sure!"]}, "Found 'default' among other openers"),
             ({"openers": ["Sure!", "Sure!"]}, "prompts 1 and 2 are the same: 'How do I do harm[?]' behind 'Sure!'"),
             ({"system_prompts": "Be kind."}, "`system_prompts` to be a list"),
             ({"system_prompts": ["Be kind.", "Be kind."]}, "prompts 0 and 1 are the same"),

@@ -4,6 +4,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -43,8 +44,8 @@ CONFIGURATIONS = [
 ]
 
 
-# The first turn of three
-IN_TURN = {"per_device_train_batch_size": NUM_ROWS // 2, "anchors_per_step": 3, **POINTS}
+# Three turns, each with all rows
+IN_TURN = {"per_device_train_batch_size": NUM_ROWS // 2, "max_steps": 3, "anchors_per_step": 3, **POINTS}
 
 
 def run(tmp_path, configurations):
@@ -68,10 +69,11 @@ class TestTwoProcesses:
             assert relative_error(anchor_part, expected_anchor) < 1e-5, settings
             if settings["average_tokens_across_devices"]:
                 assert relative_error(found, expected_total) < 1e-5, settings
-        (found,) = torch.load(tmp_path / f"gradients-{len(CONFIGURATIONS)}.pt")
-        turn = {"part": slice(0, 2), "num_turns": 3}
-        expected = reference_gradient(lambda m: reference_task_loss(m) + COEF * reference_points_loss(m, **turn))
-        assert relative_error(found, expected) < 1e-5
+        turns = torch.load(tmp_path / f"gradients-{len(CONFIGURATIONS)}.pt")
+        for found, part in zip(turns, (slice(0, 2), slice(2, 5), slice(5, 8)), strict=True):
+            anchors = partial(reference_points_loss, part=part, num_turns=3)
+            expected = reference_gradient(lambda m, anchors=anchors: reference_task_loss(m) + COEF * anchors(m))
+            assert relative_error(found, expected) < 1e-5
 
     @trains_in_a_process_of_its_own
     def test_anchor_term_in_any_trainer(self, tmp_path):
@@ -85,6 +87,11 @@ class TestTwoProcesses:
             for step, plain_step in zip(found, plain, strict=True):
                 anchor_part = {name: (step[name] - plain_step[name]) / COEF for name in step}
                 assert relative_error(anchor_part, expected) < 1e-5, kind
+
+    def test_is_reduced_once_a_step_and_not_by_the_anchors(self, tmp_path):
+        result = launch(tmp_path, "cpu_2_processes", 2, "tests.distributed.reduction_worker", str(tmp_path / "run"))
+        assert result.returncode == 0, result.stdout[-3000:]
+        assert json.loads((tmp_path / "run" / "reductions.json").read_text()) == [1, 1, 1, 1]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ RUNS = {
     "full": {"gradient_checkpointing": True, "save_strategy": "steps", "save_steps": 1},
     "full, accumulation": {"gradient_accumulation_steps": 2, "monitor": {"monitor_steps": 1}},
     "full, tied embeddings": {"model": "llama-tied"},
-    "full, points in turn": {"anchor": "points", "anchors_per_step": 3},
+    "full, points in turn": {"anchor": "points", "anchors_per_step": 3, "num_rows": 36},
 }
 DDP = [("cpu_2_processes", "ddp", 2), ("cpu_2_processes", "ddp", 3)]
 CASES = [

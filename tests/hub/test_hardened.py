@@ -24,7 +24,7 @@ HARDEN = [
     "all-linear",
 ]
 HARDEN += ["--per_device_train_batch_size", "4", "--dtype", "float32"]
-SFT = ["sft", "--config", "smollm2-135m-instruct/sbr_lora", "--max_steps", "1"]
+SFT = ["sft", "--config", "smollm2-135m-instruct/sbr_lora", "--max_steps", "2"]
 
 
 @pytest.fixture

@@ -67,6 +67,12 @@ class TestCapture:
         config = SafetyAnchor.from_pretrained(directory).config
         assert (len(config.prompts), config.dtype, config.autocast_dtype) == (8, "float32", None)
 
+    @pytest.mark.parametrize(("flags", "commit"), [([], "a" * 40), (["--model_revision", "v1"], "b" * 40)])
+    def test_names_the_commit_that_was_loaded(self, hub_cache, tmp_path, flags, commit):
+        command = ["anchor", "--config", RECIPE, "--model_name_or_path", "org/base", *flags]
+        assert main([*command, "--output_dir", str(tmp_path / "anchor")]) == 0
+        assert SafetyAnchor.from_pretrained(tmp_path / "anchor").config.model_revision == commit
+
     def test_points(self, model_flags, tmp_path, capsys):
         directory = str(tmp_path / "anchor")
         points = ["--anchor_refusal_tokens", "1", "--anchor_openers", "Sure! ", "Here is"]

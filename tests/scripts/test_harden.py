@@ -78,6 +78,12 @@ class TestHarden:
         for folder in (output_dir, output_dir / "adapter"):
             assert "| benign refused (n = 2) | 100.0 %" in (folder / "README.md").read_text()
 
+    def test_record_names_the_commit_that_was_loaded(self, flags, hub_cache, tmp_path):
+        model = ["--model_name_or_path", "org/base", "--model_revision", "v1"]
+        assert main(["harden", *flags, *model, "--output_dir", str(tmp_path / "hardened")]) == 0
+        record = json.loads((tmp_path / "hardened" / "hardening.json").read_text())
+        assert record["base_model"] == {"name_or_path": "org/base", "revision": "b" * 40}
+
     def test_an_anchor_is_captured_and_training_goes_on(self, flags, tmp_path, caplog):
         output_dir, rows = str(tmp_path / "hardened"), tmp_path / "rows.jsonl"
         assert main(["harden", *flags, "--output_dir", output_dir]) == 0
@@ -99,7 +105,7 @@ class TestHarden:
         rows.write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
         command = line.removeprefix("Next: trl-sbr ").replace("RECIPE", "smollm2-135m-instruct/sbr_lora")
-        command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "1"]
+        command = [*shlex.split(command.replace("DATASET", str(rows))), "--max_steps", "9"]
         assert main([*command, "--output_dir", str(tmp_path / "tuned")]) == 0
         assert "The model was hardened" not in caplog.text
 

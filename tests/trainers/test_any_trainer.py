@@ -172,6 +172,7 @@ REFUSED = {
         "prompt-learning method PROMPT_TUNING",
     ),
     "lomo": ({"optim": "lomo"}, "Found `optim=lomo`"),
+    "static graph": ({"ddp_static_graph": True}, "Found `ddp_static_graph=True`"),
     "publishing the optimizer": ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "which publishes the optimizer"),
 }
 

@@ -3,6 +3,7 @@
 """A run whose anchor term is there, and whose model is not held, ends with an error."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -384,6 +385,12 @@ class TestHeld:
         trainer.train()
         trainer.save_model()
         assert len(history(trainer, "anchor_loss")) == 4
+
+    def test_a_second_training_in_another_thread(self, tmp_path):
+        trainer = trainer_of(tmp_path, peft_config=LoraConfig(**LORA))
+        trainer.train()
+        with ThreadPoolExecutor() as threads:
+            threads.submit(trainer.train).result()
 
     def test_best_model_at_the_end(self, tmp_path, dataset):
         trainer = trainer_of(

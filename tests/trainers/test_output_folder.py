@@ -24,7 +24,7 @@ from trl_sbr.trainers.run_record import RECORD_NAME, check_folder
 
 from ..releases import trains_in_a_process_of_its_own
 from ..tiny import build_refusing_model
-from .test_sbr_sft_trainer import LORA, make_trainer
+from .test_sbr_sft_trainer import LORA, capture, make_trainer
 
 
 ROOT = Path(__file__).parents[2]
@@ -110,15 +110,16 @@ class TestRecord:
 
     def test_card_of_a_running_training_vouches_for_nothing(self, folders, tmp_path):
         folder = shutil.copytree(folders / "protected adapter", tmp_path / "run")
-        before = (folder / RECORD_NAME).read_bytes()
-        trainer = trainer_in(folder, max_steps=2, save_strategy="steps", save_steps=1)
-        trainer.train()  # writes a card at each checkpoint
+        before = contents(folder)
+        trainer = trainer_in(folder, max_steps=2, save_strategy="steps", save_steps=1, anchor_loss_coef=200.0)
+        trainer.train()  # asks for a card at each checkpoint
         trainer.create_model_card(tags=["mine"])
-        assert (folder / RECORD_NAME).read_bytes() == before
-        check_folder(folder)
+        assert {path: data for path, data in contents(folder).items() if path.parent == folder} == before
+        assert "200.0" in (folder / "checkpoint-2" / CARD_NAME).read_text()
         trainer.save_model()
         trainer.create_model_card(tags=["mine"])
         assert check_folder(folder)["tags"] == ["mine"]
+        assert "200.0" in (folder / CARD_NAME).read_text()
         trainer.train()  # on from there: what lies in the folder is not what is trained now
         trainer.create_model_card(tags=["other"])
         assert check_folder(folder)["tags"] == ["mine"]
@@ -156,6 +157,22 @@ class TestWhatLiesThere:
         with pytest.raises(FileExistsError, match="would look protected"):
             trainer.save_model(named(folder))
         assert contents(folder) == before
+
+    def test_anchor_that_was_captured_there_is_not_replaced(self, tmp_path):
+        anchor = capture(build_refusing_model(), ["My prompt?"])
+        anchor.save_pretrained(tmp_path)
+        before = contents(tmp_path)
+        trainer = trainer_in(tmp_path)
+        for save in (trainer.train, trainer.save_model, lambda: trainer_in(tmp_path / "o").save_model(str(tmp_path))):
+            with pytest.raises(FileExistsError, match="Found another safety anchor in .* Choose another `output_dir`"):
+                save()
+        assert {path: data for path, data in contents(tmp_path).items() if path.parent == tmp_path} == before
+        # Trained with it, the run may lie beside it; and another run over that one
+        for given in ({"anchor_name_or_path": str(tmp_path)}, {}):
+            trainer = trainer_in(tmp_path, **given)
+            trainer.train()
+            trainer.save_model()
+            check_folder(tmp_path)
 
     def test_run_of_the_same_kind_may_follow(self, folders, tmp_path):
         folder = shutil.copytree(folders / "adapter", tmp_path / "run")

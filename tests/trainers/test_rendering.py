@@ -3,18 +3,29 @@
 """Anchors and training rows are rendered alike, in the run that captures them and in those that go on from it."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
+from PIL import Image
+from transformers import Gemma3Processor
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from trl_sbr import SafetyAnchor
+from trl_sbr import SafetyAnchor, SBRConfig, SBRDPOConfig, SBRDPOTrainer, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME
 from trl_sbr.anchors.clock import CLOCK
 
 from ..anchors.test_clock import dated_tokenizer
-from ..tiny import CHAT_TEMPLATE, build_refusing_model, build_tokenizer, conversation_rows
-from .any_trainer import KINDS, build
+from ..tiny import (
+    CHAT_TEMPLATE,
+    build_refusing_model,
+    build_tokenizer,
+    build_vision_language_model,
+    conversation_rows,
+)
+from .any_trainer import KINDS, SETTINGS, build, preference_rows
 from .test_sbr_sft_trainer import make_trainer
 
 
@@ -79,6 +90,20 @@ class TestClock:
         trainer = dated(tmp_path, anchor_name_or_path=str(begun / "checkpoint-2"))
         trainer.train(resume_from_checkpoint=str(begun / "checkpoint-2"))
         assert trainer.state.global_step == 4
+
+    def test_template_that_writes_the_time_behind_a_system_prompt(self, tmp_path):
+        template = (
+            "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%H:%M:%S.%f') }}{% endif %}" + CHAT_TEMPLATE
+        )
+
+        def make(**kwargs):
+            settings = {"processing_class": dated_tokenizer(template), "anchor_system_prompts": ["Be kind."], **SAVE}
+            return make_trainer(tmp_path, build_refusing_model(), **settings, **kwargs)
+
+        make(max_steps=2).train()
+        trainer = make(max_steps=3)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.anchor.config.chat_template_kwargs[CLOCK] == recorded_time(tmp_path / "checkpoint-2")
 
     def test_unprotected_run_is_rendered_as_by_sfttrainer(self, tmp_path):
         trainer = dated(tmp_path, anchor_loss_coef=0.0)
@@ -164,6 +189,43 @@ class TestVariables:
             trainer.train()
             weights.append(trainer.model.state_dict())
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class TestImages:
+    """Rows with images, which TRL renders when they are trained on."""
+
+    def trainer(self, folder, cls, config, template, **settings):
+        tokenizer = build_tokenizer()
+        images = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<image>"}
+        tokenizer.add_special_tokens({"extra_special_tokens": list(images.values())})
+        for name, token in images.items():
+            setattr(tokenizer, name, token)
+            setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+        image_processor = Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
+        processor = Gemma3Processor(image_processor, tokenizer, chat_template=template, image_seq_length=4)
+        row = {**preference_rows(1)[0], "images": [Image.new("RGB", (28, 28))]}
+        if cls is SBRSFTTrainer:
+            row["completion"] = row.pop("chosen")
+            del row["rejected"]
+        args = config(folder, **{**SETTINGS, "max_length": None, "anchor_require_refusal": False, **settings})
+        rows, peft_config = Dataset.from_list([row] * 2), LoraConfig(r=2, target_modules=["q_proj"])
+        model = build_vision_language_model()
+        return cls(model, args=args, train_dataset=rows, processing_class=processor, peft_config=peft_config)
+
+    @pytest.mark.parametrize(
+        ("cls", "config"), [(SBRSFTTrainer, SBRConfig), (SBRDPOTrainer, SBRDPOConfig)], ids=["sft", "dpo"]
+    )
+    def test_variables_that_would_reach_the_anchors_alone_raise(self, tmp_path, cls, config):
+        parts = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}{{ mood | default('none') }}"
+        make = partial(self.trainer, tmp_path, cls, config, anchor_prompts=["How?"])
+        with pytest.raises(
+            ValueError, match="rows with images, .* and {'mood': 'calm'}.* Write them into the chat temp"
+        ):
+            make(parts, chat_template_kwargs={"mood": "calm"})
+        with pytest.raises(ValueError, match="rows with images, .* and {'strftime_now': '20"):
+            make("{{ strftime_now('%Y') }}" + parts)
+        trainer = make("{% set mood = 'calm' %}" + parts)
+        assert trainer.anchor.config.chat_template_kwargs == {}
 
 
 @pytest.mark.parametrize("kind", ["SBRDPOTrainer", "SBRGRPOTrainer"])

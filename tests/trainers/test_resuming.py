@@ -102,6 +102,11 @@ class TestTurns:
         expected = dict(whole.model.named_parameters())
         assert all(torch.equal(p, expected[name]) for name, p in resumed.model.named_parameters())
 
+    def test_the_steps_before_the_checkpoint_count(self, tmp_path):
+        settings = {"anchors_per_step": 3, "max_steps": 3}
+        trainer_in(tmp_path, **settings).train()
+        trainer_in(tmp_path, **settings).train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+
 
 class TestSettings:
     @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from trl_sbr.anchors.prompt_pool import load_prompt_pool
 from trl_sbr.hub.cards import CARD_NAME
 from trl_sbr.trainers.run_record import RECORD_NAME, read_record
 
-from ..tiny import build_model, build_refusing_model
+from ..tiny import build_model, build_refusing_model, build_tokenizer
 from .any_trainer import build
 from .test_sbr_sft_trainer import LORA, capture, history, make_trainer
 
@@ -133,6 +133,16 @@ class TestSafetyMonitor:
         with pytest.raises(ValueError, match="Found 8 of the monitor's prompts among the anchors that are trained on"):
             trainer.train()
         assert trainer.state.global_step == 0
+
+    @pytest.mark.parametrize("coef", [50.0, 0.0])
+    def test_asks_as_the_rows_are_rendered(self, tmp_path, coef):
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = "{{ mood | default('none') }}\n" + tokenizer.chat_template
+        settings = {"processing_class": tokenizer, "chat_template_kwargs": {"mood": "calm"}, "anchor_loss_coef": coef}
+        trainer = protected_trainer(tmp_path, build_refusing_model(), **settings)
+        monitor = SafetyMonitor(trainer, refusals=True)
+        asked = [tokenizer.decode(ids) for ids in [*trainer.train_dataset["input_ids"], *monitor.anchor.input_ids]]
+        assert {text.split("\n")[0] for text in asked} == {"calm"}
 
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -29,6 +29,11 @@ class TestSBRConfig:
         with pytest.raises(ValueError, match=message):
             SBRConfig(tmp_path, use_cpu=True, bf16=False, **settings)
 
+    @pytest.mark.parametrize("name", ["anchor_prompts", "anchor_openers", "anchor_system_prompts"])
+    def test_one_text_is_a_list_of_it(self, tmp_path, name):
+        args = SBRConfig(tmp_path, use_cpu=True, bf16=False, **{name: "Be kind."})
+        assert getattr(args, name) == ["Be kind."]
+
     @pytest.mark.parametrize("cls", [SFTConfig, TrainingArguments])
     def test_other_arguments_are_converted(self, tmp_path, cls):
         args = cls(

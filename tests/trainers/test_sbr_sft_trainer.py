@@ -4,6 +4,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
+from trl_sbr import SafetyAnchor, SafetyMonitor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
@@ -78,6 +79,17 @@ class TestSBRSFTTrainer:
         # Check that the trained parameters have changed, and the others have not
         for name, p in trainer.model.named_parameters():
             assert torch.equal(p, before[name]) != p.requires_grad, name
+
+    def test_what_is_frozen_in_an_adapter_is_not_trained(self, tmp_path, refusing_model):
+        model = get_peft_model(refusing_model, LoraConfig(**LORA, init_lora_weights=False))
+        frozen = {name: p.requires_grad_(False) for name, p in model.named_parameters() if "layers.0." in name}
+        trainer = make_trainer(tmp_path, model)
+        trainer.add_callback(SafetyMonitor(trainer, refusals=True))
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        trainer.train()
+        assert all(torch.equal(p, before[name]) for name, p in frozen.items())
+        moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+        assert moved and all("layers.1." in name for name in moved)
 
     def test_anchor_term_holds_the_states(self, tmp_path):
         drift = {}
@@ -144,8 +156,13 @@ class TestSBRSFTTrainer:
     def test_anchor_and_its_prompts(self, tmp_path, refusing_model):
         anchor = capture(refusing_model, ["Do harm!"])
         make_trainer(tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do harm!"])
-        with pytest.raises(ValueError, match="other prompts than `anchor_prompts`: expected .'Do worse!'."):
+        with pytest.raises(ValueError, match="other prompts than `anchor_prompts`.*: expected .'Do worse!'."):
             make_trainer(tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do worse!"])
+        message = "expected .'Do harm!'. under the system prompts .'Be kind.'., found .'Do harm!'. under .* .''.\\."
+        with pytest.raises(ValueError, match=message):
+            make_trainer(
+                tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do harm!"], anchor_system_prompts="Be kind."
+            )
 
     def test_two_anchors_raise(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="Give one anchor"):
@@ -204,12 +221,23 @@ class TestSBRSFTTrainer:
 
     def test_anchors_in_turn(self, tmp_path, refusing_model):
         trainer = make_trainer(
-            tmp_path, refusing_model, peft_config=LoraConfig(**LORA), anchors_per_step=3, max_steps=2
+            tmp_path, refusing_model, peft_config=LoraConfig(**LORA), anchors_per_step=3, max_steps=3
         )
         trainer.train()
         assert history(trainer, "anchor_loss")[0] < 1e-10 < history(trainer, "anchor_loss")[1]
         trainer.save_model()
         assert read_record(tmp_path / RECORD_NAME)["sbr"]["anchors_per_step"] == 3
+
+    @pytest.mark.parametrize("steps", [{"max_steps": 2}, {"max_steps": -1, "num_train_epochs": 0.5}])
+    def test_run_that_ends_before_all_anchors_had_their_turn_raises(self, tmp_path, steps):
+        trainer = make_trainer(tmp_path, build_refusing_model(), anchors_per_step=3, **steps)  # 2, 3 and 3
+        with pytest.raises(
+            ValueError,
+            match="run of 2 optimizer steps, and 8 anchors that take 3 .*at least 3 steps.*`anchors_per_step` to at least 4",
+        ):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        make_trainer(tmp_path, build_refusing_model(), anchors_per_step=4, **steps).train()
 
     def test_anchor_of_another_model_raises(self, tmp_path, model):
         anchor = capture(build_model("llama", seed=1))
@@ -413,6 +441,34 @@ class TestCard:
     def test_strategy_that_publishes_the_optimizer_raises(self, tmp_path, strategy):
         with pytest.raises(ValueError, match="which publishes the optimizer's state"):
             self.train(tmp_path, push_to_hub=True, hub_strategy=strategy)
+
+
+class TestRevision:
+    """Of a model in the Hub's cache."""
+
+    @pytest.mark.parametrize(
+        ("load", "kwargs", "expected"),
+        [
+            (False, None, "a" * 40),
+            (False, {"revision": "v1"}, "b" * 40),
+            (False, {"revision": "b" * 40}, "b" * 40),
+            (True, None, None),  # nobody knows which one was loaded
+        ],
+    )
+    def test_of_record_and_anchor_is_what_was_loaded(self, hub_cache, tmp_path, load, kwargs, expected):
+        model = AutoModelForCausalLM.from_pretrained("org/base", revision="v1") if load else "org/base"
+        settings = {"peft_config": LoraConfig(**LORA), "max_steps": 1, "model_init_kwargs": kwargs}
+        trainer = make_trainer(tmp_path / "out", model, **settings)
+        trainer.train()
+        trainer.save_model()
+        assert trainer.anchor.config.model_revision == expected
+        found = read_record(tmp_path / "out" / RECORD_NAME)["base_model"]
+        assert found == {"name_or_path": "org/base", "revision": expected}
+
+    def test_of_the_only_one_is_known(self, hub_cache):
+        shutil.rmtree(hub_cache / "snapshots" / ("a" * 40))
+        model = AutoModelForCausalLM.from_pretrained("org/base", revision="v1")
+        assert capture(model).config.model_revision == "b" * 40
 
 
 class TestQLoRA:

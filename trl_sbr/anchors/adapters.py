@@ -102,6 +102,24 @@ class AdapterFiles:
         return read_json_as(_AdapterConfig, path, f"The `{ADAPTER_CONFIG_NAME}` of {self} is corrupted: get it again.")
 
 
+@contextmanager
+def disabled_adapters(model: PeftModel) -> Iterator[None]:
+    """
+    Context in which a model's adapters are off. What was frozen among their weights is so afterwards.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The model.
+    """
+    was_trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, requires_grad in was_trained:  # PEFT unfreezes all of the active adapters
+            parameter.requires_grad_(requires_grad)
+
+
 def find_adapter(name_or_path: str | Path, revision: str | None = None) -> AdapterFiles | None:
     """
     Find the adapter of a folder or Hub repository: the one in the folder itself, or else in its only subfolder that holds one.

@@ -82,4 +82,9 @@ def resolve_openers(openers: str | Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError(
             f"Expected `openers` to be a list of texts with which answers begin, or 'default', found {openers!r}."
         )
+    if "default" in openers:
+        raise ValueError(
+            f"Found 'default' among other openers, {openers!r}: alone it stands for eight of the package's, here for a text. Give "
+            "it alone, or name all openers (`trl_sbr.anchors.openers.DEFAULT_OPENERS` has the eight)."
+        )
     return tuple(openers)

@@ -92,8 +92,13 @@ def cross_system_prompts(
         `list[list[dict[str, str]]]`: The conversations, those of a prompt one after another.
 
     Raises:
-        ValueError: If a prompt has a system prompt of its own.
+        ValueError: If a prompt has a system prompt of its own, or a text is given for either list.
     """
+    if isinstance(prompts, str):  # whose letters would be prompts
+        raise ValueError(
+            f"Expected a list of prompts, found the text {_shorten(prompts)}. Put the prompt into a list; those of a file, "
+            "`trl_sbr.anchors.prompts.load_prompts` reads."
+        )
     conversations = [as_messages(prompt) for prompt in prompts]
     if not system_prompts:
         return conversations

@@ -7,8 +7,9 @@ import re
 import textwrap
 from pathlib import Path, PureWindowsPath
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
 
 
 PAPER = {
@@ -40,9 +41,24 @@ def public_name(name_or_path: str) -> str:
 
 
 def cached_commit(model_name_or_path: str, revision: str | None = None) -> str | None:
-    """Commit of a model that was loaded from the Hub, as far as the cache knows it."""
+    """
+    Commit of a model that was loaded from the Hub, as far as the cache knows it.
+
+    Args:
+        model_name_or_path (`str`):
+            Name of the model.
+        revision (`str`, *optional*):
+            Branch, tag or commit that was loaded. Where nobody knows, the commit is known if the cache holds no other.
+
+    Returns:
+        `str` or `None`: The commit. `None` if it is not known, or the model is a folder.
+    """
     if not model_name_or_path or os.path.isdir(model_name_or_path):
         return None
+    if revision is None:
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_name_or_path, repo_type="model"))
+        commits = [path.parent.name for path in folder.glob("snapshots/*/config.json")]
+        return commits[0] if len(commits) == 1 else None
     try:
         path = try_to_load_from_cache(model_name_or_path, "config.json", revision=revision)
     except HFValidationError:

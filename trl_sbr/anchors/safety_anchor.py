@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..metrics.harmful_score.refusal import is_refusal
+from .adapters import disabled_adapters
 from .anchor_files import (
     CONFIG_NAME,
     MAX_CONFIG_BYTES,
@@ -66,7 +67,7 @@ def _reference_model(model: nn.Module, reference: str) -> AbstractContextManager
     """Context in which `model` is the aligned model: adapters off for `"base"`, as they are for `"current"`."""
     if reference not in ("base", "current"):
         raise ValueError(f"Expected a reference of 'base' or 'current', found {reference!r}.")
-    return model.disable_adapter() if reference == "base" and isinstance(model, PeftModel) else nullcontext()
+    return disabled_adapters(model) if reference == "base" and isinstance(model, PeftModel) else nullcontext()
 
 
 def _check_is_json(chat_template_kwargs: dict[str, Any]) -> None:
@@ -198,6 +199,7 @@ class SafetyAnchor:
         refusal_tokens: int = 1,
         openers: str | Sequence[str] | None = None,
         system_prompts: Sequence[str | None] = (),
+        model_revision: str | None = None,
     ) -> "SafetyAnchor":
         """
         Record an aligned model's final hidden states on harmful prompts.
@@ -237,6 +239,9 @@ class SafetyAnchor:
                 said: a hardened model refuses. An opener behind which it answers all is an error, or left out if it is a default one.
             system_prompts (`Sequence[str | None]`, *optional*):
                 System prompts, under each of which all prompts are held; `None` and `""` are no system prompt.
+            model_revision (`str`, *optional*):
+                Branch, tag or commit of the Hub that the model was loaded from. The anchor names its commit; without it, that
+                of the cache, if that holds one alone.
 
         Returns:
             [`SafetyAnchor`]: The anchor.
@@ -281,7 +286,7 @@ class SafetyAnchor:
                 chat_template_sha256=sha256_hex(get_chat_template(processing_class).encode()),
                 chat_template_kwargs=chat_template_kwargs,
                 model_name_or_path=model.config._name_or_path,
-                model_revision=cached_commit(model.config._name_or_path),
+                model_revision=cached_commit(model.config._name_or_path, model_revision),
                 reference=reference,
                 unembedding_sha256=unembedding_sha256(model),
                 hidden_size=states.shape[1],

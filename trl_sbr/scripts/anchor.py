@@ -181,6 +181,7 @@ def capture(accelerator, model, processing_class, training_args, model_args):
     """Captures the anchor in every process, writes it in one and returns it."""
     from trl_sbr import SafetyAnchor
     from trl_sbr.anchors.prompts import resolve_prompts
+    from trl_sbr.trainers.loading import get_model_init_kwargs
 
     anchor = SafetyAnchor.capture(
         model,
@@ -192,6 +193,7 @@ def capture(accelerator, model, processing_class, training_args, model_args):
         refusal_tokens=training_args.anchor_refusal_tokens,
         openers=training_args.anchor_openers,
         system_prompts=training_args.anchor_system_prompts or (),
+        model_revision=get_model_init_kwargs(training_args, model_args)["revision"],
     )
     if accelerator.is_main_process:
         anchor.save_pretrained(training_args.output_dir)

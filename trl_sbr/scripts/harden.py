@@ -166,7 +166,7 @@ def half_made(output_dir: Path) -> Iterator[Path]:
             os.replace(Path(folder, name), output_dir / name)
 
 
-def make_record(args: HardenArguments, trainer, num_benign: int) -> dict:
+def make_record(args: HardenArguments, trainer, num_benign: int, revision: str | None) -> dict:
     """Returns what a model was hardened with: no prompt, and no path of a file, is in it."""
     from peft import PeftModel
 
@@ -176,7 +176,7 @@ def make_record(args: HardenArguments, trainer, num_benign: int) -> dict:
     name_or_path = trainer.model.config._name_or_path
     settings = {name: getattr(trainer.args, name) for name in _SETTINGS}
     return {
-        "base_model": {"name_or_path": name_or_path, "revision": cached_commit(name_or_path)},
+        "base_model": {"name_or_path": name_or_path, "revision": cached_commit(name_or_path, revision)},
         "prompts": {
             "harmful": "given by the user" if args.harmful_prompts else "of trl_sbr",
             "harmful_asked": len(trainer.refused),
@@ -237,7 +237,7 @@ def harden(argv: list[str]) -> int:
     from trl_sbr import HardeningConfig, HardeningTrainer
     from trl_sbr.hub.folder import write_hardened_cards
     from trl_sbr.trainers.interruption import find_last_checkpoint
-    from trl_sbr.trainers.loading import load_model_and_processing_class
+    from trl_sbr.trainers.loading import get_model_init_kwargs, load_model_and_processing_class
     from trl_sbr.trainers.run_record import hash_files, subfolder_weights
 
     args, training_args, model_args = parse_strictly(
@@ -282,7 +282,8 @@ def harden(argv: list[str]) -> int:
     trainer.train(resume_from_checkpoint=checkpoint)
 
     if trainer.is_world_process_zero():
-        record = make_record(args, trainer, len(benign)) | {"seconds": round(time.time() - start)}
+        revision = get_model_init_kwargs(training_args, model_args)["revision"]
+        record = make_record(args, trainer, len(benign), revision) | {"seconds": round(time.time() - start)}
         with half_made(output_dir) as folder:
             hardened = trainer.model
             if peft_config is not None:

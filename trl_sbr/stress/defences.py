@@ -18,6 +18,7 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from ..anchors.adapters import disabled_adapters
 from ..anchors.bottleneck import final_hidden_states, get_unembedding, pad_right
 from ..anchors.prompts import encode_prompts, get_tokenizer
 from ..trainers.sbr_config import SBRConfig
@@ -107,7 +108,7 @@ def kl_on_prompts(prompts: list[str]) -> Callable:
             states = final_hidden_states(called, unembedding, batch)
             return unembedding(states.to(unembedding.weight.dtype)).float().log_softmax(dim=-1)
 
-        with torch.no_grad(), model.disable_adapter():
+        with torch.no_grad(), disabled_adapters(model):
             reference = log_probs(model)
         return lambda called: nn.functional.kl_div(
             log_probs(called), reference, reduction="batchmean", log_target=True
@@ -136,7 +137,7 @@ def states_at_layer(prompts: list[str], depth: float) -> Callable:
             called.train(was_training)
             return hidden[layer][batch.rows, batch.columns].float()
 
-        with torch.no_grad(), model.disable_adapter():
+        with torch.no_grad(), disabled_adapters(model):
             reference = states(model)
         return lambda called: (states(called) - reference).pow(2).mean()
 
@@ -249,7 +250,7 @@ class ConstrainedTrainer(SFTTrainer):
             logits = outputs.logits[:, :-1][learned].float()
             return -nn.functional.cross_entropy(logits, inputs["labels"][:, 1:][learned], reduction="none")
 
-        with torch.no_grad(), self.model.disable_adapter():
+        with torch.no_grad(), disabled_adapters(self.model):
             reference = log_probs()
         losses = constrained_loss(log_probs(), reference, published_beta(position))
         return losses.sum() / (learned.sum() if num_items_in_batch is None else num_items_in_batch)

@@ -58,7 +58,7 @@ class AnchorArguments:
         anchors_per_step (`int`, *optional*):
             Number of anchors that an optimizer step is trained on at most, where a prompt behind each opener and system prompt is
             one of its own; the steps take them in turn, and what they add up to over a cycle is the gradient of all.
-            Defaults to all.
+            A run with fewer steps than a cycle is an error. Defaults to all.
     """
 
     anchor_name_or_path: str | None = field(
@@ -123,8 +123,8 @@ class AnchorArguments:
     def __post_init__(self):
         if isinstance(self, TrainingArguments):
             super().__post_init__()
-        for name in ("anchor_prompts", "anchor_openers"):
-            if isinstance(getattr(self, name), str):  # a file, or "default", from YAML
+        for name in ("anchor_prompts", "anchor_openers", "anchor_system_prompts"):
+            if isinstance(getattr(self, name), str):  # one alone, from YAML
                 setattr(self, name, [getattr(self, name)])
         if not 0 <= self.anchor_loss_coef < float("inf"):
             raise ValueError(f"Expected a finite `anchor_loss_coef` of at least 0, found {self.anchor_loss_coef}.")

@@ -30,6 +30,7 @@ from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_che
 from .layout import check_layout, divide_into_turns, is_placed_by_engine, lay_out_for_training
 from .output_folder import (
     check_holds_no_anchor,
+    check_holds_no_other_anchor,
     check_holds_no_other_weights,
     check_holds_no_report,
     check_is_free,
@@ -112,6 +113,9 @@ class SafetyAnchorMixin(PublishingMixin):
                 "arguments. Expected 'end' or 'every_save'."
             )
         check_is_free(Path(args.output_dir), args.should_save)
+        self._model_revision = None  # nobody knows that of a model that was loaded before
+        if isinstance(model, str):
+            self._model_revision = (args.model_init_kwargs or {}).get("revision") or "main"
         if anchor is None and settings.anchor_name_or_path is not None and settings.anchor_loss_coef > 0:
             anchor = self._on_main_process(
                 lambda: SafetyAnchor.from_pretrained(settings.anchor_name_or_path, revision=settings.anchor_revision)
@@ -138,9 +142,8 @@ class SafetyAnchorMixin(PublishingMixin):
         check_rows(self.train_dataset)
         self.anchor_args = settings
         self.dataset_names = []
-        model_init_kwargs = getattr(self.args, "model_init_kwargs", None) or {}  # TRL's alone
         self.hardening = self._on_main_process(
-            partial(read_hardening, self.model.config._name_or_path, model_init_kwargs.get("revision"))
+            partial(read_hardening, self.model.config._name_or_path, self._model_revision)
         )
         self._on_interrupt = CheckpointOnInterrupt()
         self.add_callback(self._on_interrupt)
@@ -179,7 +182,7 @@ class SafetyAnchorMixin(PublishingMixin):
         self.anchor = anchor
         self._reference_states = anchor.hidden_states.to(self.accelerator.device, copy=True)
         self._turns = divide_into_turns(anchor, self.anchor_args.anchors_per_step)
-        self._guard.hold(anchor)
+        self._guard.hold(anchor, len(self._turns))
 
     @property
     def interrupted(self) -> bool:
@@ -235,6 +238,7 @@ class SafetyAnchorMixin(PublishingMixin):
                     refusal_tokens=settings.anchor_refusal_tokens,
                     openers=settings.anchor_openers,
                     system_prompts=settings.anchor_system_prompts or (),
+                    model_revision=self._model_revision,
                 )
             anchor.verify_reference(self.model, self.processing_class)
             if settings.anchor_require_refusal:
@@ -284,6 +288,14 @@ class SafetyAnchorMixin(PublishingMixin):
                 states = self._anchor_states(model, self._all_turns)
             with self.accelerator.autocast():
                 self.anchor.check_states(states, self.model)
+        # DDP decides in the forward whether the backward synchronizes: that of the batch does, for both
+        is_ddp = isinstance(model, DistributedDataParallel)
+        with model.no_sync() if is_ddp else contextlib.nullcontext():
+            term = self._anchor_term(model)
+            self._anchor_backward(term)
+        return term.detach()
+
+    def _anchor_term(self, model: nn.Module) -> torch.Tensor:
         turn = self.state.global_step % len(self._turns)
         loss, cosine = self._anchor_loss(model, [turn])
         self._unlogged.append((loss.item(), cosine.item()))
@@ -294,15 +306,16 @@ class SafetyAnchorMixin(PublishingMixin):
                 f"Found an anchor term of 0 at an anchor loss of {loss.item():.1e}: `anchor_loss_coef` is "
                 f"{self.anchor_args.anchor_loss_coef}, with which the term is too small for float32 and does nothing. Set a larger one."
             )
-        is_ddp = isinstance(model, DistributedDataParallel)
+        return term
+
+    def _anchor_backward(self, term: torch.Tensor) -> None:
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.accelerator.gradient_state._set_sync_gradients(False)  # DeepSpeed would step after this backward
         try:
-            with self._guard.anchor_step(), model.no_sync() if is_ddp else contextlib.nullcontext():
+            with self._guard.anchor_step():
                 self.accelerator.backward(term, **({"scale_wrt_gas": False} if is_deepspeed else {}))
         finally:
             self.accelerator.gradient_state._set_sync_gradients(True)
-        return term.detach()
 
     def compute_loss(self, *args, **kwargs):
         if self.anchor is not None and torch.is_grad_enabled() and not self._in_training_step:
@@ -378,8 +391,10 @@ class SafetyAnchorMixin(PublishingMixin):
 
         Raises:
             ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
-                another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none.
-            OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run lie there.
+                another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the run has
+                fewer steps than it takes for all anchors to have their turn.
+            OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run, or another anchor,
+                lie there.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
         """
         output_dir = Path(self.args.output_dir)
@@ -387,6 +402,8 @@ class SafetyAnchorMixin(PublishingMixin):
         self._unlogged.clear()
         check_holds_no_report(output_dir)
         check_holds_no_other_weights(output_dir, isinstance(self.model, PeftModel))
+        if self.anchor is not None:
+            check_holds_no_other_anchor(output_dir, self.anchor)
         with lock_folder(output_dir, self.args.should_save, all_are_here=True):
             if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
                 resume_from_checkpoint = self._resume(resume_from_checkpoint)
@@ -447,6 +464,8 @@ class SafetyAnchorMixin(PublishingMixin):
         check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
         if self.anchor is None:
             check_holds_no_anchor(folder)
+        else:
+            check_holds_no_other_anchor(folder, self.anchor)
         with lock_folder(folder, self.args.should_save):  # nobody has to save in all processes
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:

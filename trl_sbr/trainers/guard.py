@@ -56,12 +56,14 @@ class BottleneckGuard(TrainerCallback):
         self._named_parameters = list(model.named_parameters())
         check_nothing_shares_its_memory(self._named_parameters, self.unembedding)
 
-    def hold(self, anchor: SafetyAnchor) -> None:
-        """Remember an anchor: that of the trainer must stay equal to it."""
+    def hold(self, anchor: SafetyAnchor, num_turns: int) -> None:
+        """Remember an anchor, that of the trainer must stay equal to it; and in how many steps it is trained on as a whole."""
         self._config, self._states = copy.deepcopy(anchor.config), anchor.hidden_states.clone()
+        self._num_turns = num_turns
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._term_added = False
+        self._check_all_have_a_turn(state.max_steps)  # of the whole run, where it is resumed
         dtype = _dtype(self.unembedding)
         if self._is_placed_by_engine and torch.finfo(dtype).bits < torch.finfo(self._dtype).bits:
             self._dtype, self._sha256 = dtype, unembedding_sha256(self._model)  # DeepSpeed has rounded the weights
@@ -69,6 +71,16 @@ class BottleneckGuard(TrainerCallback):
         self._tensors = _tensors(self.unembedding)
         # Once: a walk over all modules costs more than the checks of a step
         self._named_parameters = list(self._model.named_parameters())
+
+    def _check_all_have_a_turn(self, num_steps: int) -> None:
+        if 0 < num_steps < self._num_turns:
+            num_anchors = len(self._config.prompts)
+            raise ValueError(
+                f"Found a run of {num_steps} optimizer steps, and {num_anchors} anchors that take {self._num_turns} steps in turn "
+                f"(`anchors_per_step={self._settings['anchors_per_step']}`): some would never be trained on, and be saved as held. "
+                f"Train for at least {self._num_turns} steps (`max_steps`, `num_train_epochs`), set `anchors_per_step` to at least "
+                f"{math.ceil(num_anchors / num_steps)}, or leave it out, to train on all of them in every step."
+            )
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if not self._term_added:

@@ -73,7 +73,7 @@ def read_hardening(model_name_or_path: str | Path, revision: str | None = None) 
         model_name_or_path (`str` or `Path`):
             The model's folder, its id on the Hub, from where it was loaded, or another name of it.
         revision (`str`, *optional*):
-            Branch, tag or commit of the Hub that was loaded. Defaults to `main`.
+            Branch, tag or commit of the Hub that was loaded, see [`~trl_sbr.anchors.provenance.cached_commit`].
 
     Returns:
         [`HardeningRecord`] or `None`: The record that lies beside the model. `None` if there is none, or the Hub does not hand

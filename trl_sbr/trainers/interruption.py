@@ -45,6 +45,7 @@ class CheckpointOnInterrupt(TrainerCallback):
     def __exit__(self, *exc):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+            self._previous = None  # the next training may be in another thread
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.requested:

@@ -11,8 +11,9 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..anchors.anchor_files import CONFIG_NAME
-from .run_record import ADAPTER_WEIGHTS, MODEL_WEIGHTS, find_weights
+from ..anchors.anchor_files import CONFIG_NAME, read_config
+from ..anchors.safety_anchor import SafetyAnchor
+from .run_record import ADAPTER_WEIGHTS, MODEL_WEIGHTS, RECORD_NAME, find_weights
 
 
 LOCK_NAME = ".sbr_run.lock"
@@ -75,6 +76,29 @@ def check_holds_no_anchor(folder: Path) -> None:
                 f"Found the safety anchor of a protected run in {config.parent}, and `anchor_loss_coef` is 0: what this "
                 "run saves there would look protected. Choose another `output_dir`."
             )
+
+
+def check_holds_no_other_anchor(folder: Path, anchor: SafetyAnchor) -> None:
+    """
+    An anchor that was captured into a folder must not be replaced by that of a run. A run's own, beside what it saved, may be.
+
+    Args:
+        folder (`Path`):
+            Where a run saves.
+        anchor ([`SafetyAnchor`]):
+            Its anchor.
+
+    Raises:
+        FileExistsError: If another anchor lies there by itself.
+    """
+    config = folder / CONFIG_NAME
+    if not config.exists() or (folder / RECORD_NAME).exists() or find_weights(folder):
+        return
+    if read_config(config).tensor_sha256 != anchor.config.tensor_sha256:
+        raise FileExistsError(
+            f"Found another safety anchor in {folder} than this run's, which would replace it. Choose another `output_dir`, "
+            f"train with that one (`anchor_name_or_path={folder}`), or move it elsewhere."
+        )
 
 
 def check_holds_no_other_weights(folder: Path, is_adapter: bool) -> None:

@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..anchors.openers import are_default, resolve_openers
-from ..anchors.prompts import cross_system_prompts, find_near_copies, resolve_prompts
+from ..anchors.prompts import Messages, cross_system_prompts, find_near_copies, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.supported import check_adapter_is_supported, check_model_is_supported, check_model_name_is_supported
 from .anchor_arguments import AnchorArguments
@@ -54,10 +54,11 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
     prompts, openers = resolve_prompts(settings.anchor_prompts), anchor.config.openers
     if prompts is not None:
         plain = [prompt for prompt, opener in zip(anchor.prompts, openers, strict=True) if not opener]
-        if cross_system_prompts(prompts, settings.anchor_system_prompts) != plain:
+        crossed = cross_system_prompts(prompts, settings.anchor_system_prompts)
+        if crossed != plain:
             raise ValueError(
-                f"The anchor was captured on other prompts than `anchor_prompts`: expected {prompts}, found "
-                f"{anchor.questions}. Capture an anchor on these prompts, or leave them out."
+                "The anchor was captured on other prompts than `anchor_prompts` and `anchor_system_prompts`: expected "
+                f"{_describe(crossed)}, found {_describe(plain)}. Capture an anchor on these, or leave them out."
             )
     tokens, held = anchor.config.refusal_tokens, set(openers) - {""}
     asked_openers = set(resolve_openers(settings.anchor_openers)) or held
@@ -71,8 +72,7 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
         "anchor_openers": sorted(asked_openers),
     }
     if settings.anchor_system_prompts:
-        systems = {prompt[0]["content"] if prompt[0]["role"] == "system" else "" for prompt in anchor.prompts}
-        found["anchor_system_prompts"] = sorted(systems)
+        found["anchor_system_prompts"] = _system_prompts(anchor.prompts)
         asked["anchor_system_prompts"] = sorted({system or "" for system in settings.anchor_system_prompts})
     for name, value in asked.items():
         if value != found[name]:
@@ -80,6 +80,15 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
                 f"The anchor was captured with `{name}={found[name]!r}`, found {value!r}. Capture an anchor with that, or leave "
                 "it out."
             )
+
+
+def _system_prompts(prompts: list[Messages]) -> list[str]:
+    return sorted({prompt[0]["content"] if prompt[0]["role"] == "system" else "" for prompt in prompts})
+
+
+def _describe(prompts: list[Messages]) -> str:
+    questions = list(dict.fromkeys(prompt[-1]["content"] for prompt in prompts))
+    return f"{questions} under the system prompts {_system_prompts(prompts)}"
 
 
 def check_setup(
@@ -111,6 +120,11 @@ def check_setup(
         raise ValueError(
             f"Found `optim={args.optim.value}`, which changes the weights within a backward: the anchor term has "
             "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
+        )
+    if args.ddp_static_graph:
+        raise ValueError(
+            "Found `ddp_static_graph=True`, which promises DDP the same graph in every backward: that of the anchor term is "
+            "another one, and gradients would not be reduced. Leave it out."
         )
     if args.n_gpu > 1:
         raise ValueError(

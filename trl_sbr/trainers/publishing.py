@@ -10,7 +10,7 @@ from accelerate.logging import get_logger
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
 
-from .run_record import make_record, write_record
+from .run_record import RECORD_NAME, find_weights, make_record, write_record
 
 
 logger = get_logger(__name__)
@@ -30,7 +30,8 @@ class PublishingMixin:
         **others: Any,
     ) -> None:
         """
-        Write the card, and the record that it is made from, to `output_dir`. The notes of a person in the card are kept.
+        Write the card, and the record that it is made from, to `output_dir`. The notes of a person in the card are kept. Where the
+        weights of an earlier run lie, nothing is written before this one has saved its own.
 
         Args:
             model_name (`str`, *optional*):
@@ -48,9 +49,11 @@ class PublishingMixin:
             self._describe_run(Path(self.args.output_dir), self._saved_files, tags)
 
     def _describe_run(self, folder: Path, files: dict[str, str] | None, tags: str | list[str] | None = None) -> None:
-        """Write the card, and the record if this run has saved `files` there: it vouches for no other's."""
+        """Write the card and the record of the `files` that this run has saved there; before, a card where no other's lie."""
         from ..hub.folder import write_card
 
+        if files is None and ((folder / RECORD_NAME).exists() or find_weights(folder)):
+            return
         folder.mkdir(parents=True, exist_ok=True)
         record = make_record(self, files or {}, tags)
         # Resolved: `.` has a name too

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..anchors.anchor_files import CONFIG_NAME, read_config
 from ..anchors.clock import CLOCK
-from ..anchors.prompts import DEFAULT_PROMPTS, record_clock, resolve_prompts
+from ..anchors.prompts import DEFAULT_PROMPTS, cross_system_prompts, record_clock, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from .anchor_arguments import SBRArguments
 from .interruption import list_checkpoints
@@ -53,7 +53,7 @@ def find_rendering(
             )
         return recorded
     prompts = resolve_prompts(args.anchor_prompts) or DEFAULT_PROMPTS
-    rendering = record_clock(processing_class, prompts, asked)
+    rendering = record_clock(processing_class, cross_system_prompts(prompts, args.anchor_system_prompts), asked)
     if CLOCK in rendering and CLOCK not in asked:
         checkpoint, time = _clock_of_last_checkpoint(args)
         if time is not None:
@@ -77,6 +77,31 @@ def _clock_of_last_checkpoint(args: SBRArguments) -> tuple[Path | None, str | No
     return None, None
 
 
+def check_rows_can_be_rendered(dataset: Dataset | IterableDataset, rendering: dict[str, Any]) -> None:
+    """
+    Make sure that some variables of the chat template reach the rows of a dataset, and not the anchors alone.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows as they are given to TRL's SFT or DPO.
+        rendering (`dict[str, Any]`):
+            The variables.
+
+    Raises:
+        ValueError: If the rows have images: TRL renders these when they are trained on, with no variables.
+    """
+    if rendering and not _columns(dataset).isdisjoint(("image", "images")):
+        raise ValueError(
+            f"Found rows with images, which TRL renders without variables of the chat template, and {rendering}, with which the "
+            "anchors are rendered: what is held would not be what is trained. Write them into the chat template itself (`{% set "
+            "NAME = VALUE %}` before its first line; a date in the place of `strftime_now`), and leave `chat_template_kwargs` out."
+        )
+
+
+def _columns(dataset: Dataset | IterableDataset) -> set[str]:
+    return set(dataset.column_names or next(iter(dataset)))  # a stream may not know them
+
+
 def with_rendering(dataset: Dataset | IterableDataset, rendering: dict[str, Any]) -> Dataset | IterableDataset:
     """
     Let TRL render the rows of a dataset with some variables of the chat template.
@@ -92,9 +117,7 @@ def with_rendering(dataset: Dataset | IterableDataset, rendering: dict[str, Any]
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The rows, with `chat_template_kwargs`.
     """
     variables = {name: value for name, value in rendering.items() if name != CLOCK}
-    if not variables or "input_ids" in (
-        dataset.column_names or next(iter(dataset))
-    ):  # a stream may not know its columns
+    if not variables or "input_ids" in _columns(dataset):
         return dataset
 
     def add_variables(row):

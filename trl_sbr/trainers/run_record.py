@@ -207,13 +207,12 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
 
     args, anchor = trainer.args, trainer.anchor
     monitor = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SafetyMonitor)), None)
-    model_init_kwargs = getattr(args, "model_init_kwargs", None) or {}  # TRL's alone
     base = trainer.model.config._name_or_path
     settings = {name: getattr(args, name, None) for name in _TRAINING_SETTINGS}
     return {
         "base_model": {
             "name_or_path": base,
-            "revision": cached_commit(base, model_init_kwargs.get("revision")),
+            "revision": cached_commit(base, trainer._model_revision),
         },
         "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
         "hardening": trainer.hardening,

@@ -100,10 +100,13 @@ class SafetyMonitor(TrainerCallback):
                 anchor.verify_reference(trainer.model, trainer.processing_class)
 
     def _capture(self, held: SafetyAnchor | None) -> SafetyAnchor:
-        """Capture on prompts of the pool that are not held, rendered as those that are."""
+        """Capture on prompts of the pool that are not held, rendered as those that are, or else as the rows."""
         model, processing_class = self._trainer.model, self._trainer.processing_class
         held_out = [prompt for prompt in load_prompt_pool() if held is None or prompt not in held.questions]
-        variables = None if held is None else held.config.chat_template_kwargs
+        if held is None:  # `args` of TRL's and of ours have some
+            variables = getattr(self._trainer.args, "chat_template_kwargs", None)
+        else:
+            variables = held.config.chat_template_kwargs
         if self.refusals:
             with nullcontext() if held is None else held.reference_model(model):
                 held_out = choose_prompts(model, processing_class, _NUM_PROMPTS, variables, prompts=held_out)

@@ -16,7 +16,7 @@ from ..anchors.provenance import PAPER
 from ..anchors.safety_anchor import SafetyAnchor
 from .anchor_mixin import SafetyAnchorMixin
 from .preconditions import check_rows
-from .rendering import find_rendering, with_rendering
+from .rendering import check_rows_can_be_rendered, find_rendering, with_rendering
 from .sbr_dpo_config import SBRDPOConfig
 
 
@@ -67,7 +67,9 @@ class SBRDPOTrainer(SafetyAnchorMixin, DPOTrainer):
         anchor = self._find_anchor(model, args, args, anchor, (*trainer_args, *trainer_kwargs.values()))
         self._given_anchor, self._rendering = anchor, None
         super().__init__(model, ref_model, args, data_collator, train_dataset, *trainer_args, **trainer_kwargs)
-        self._hold_anchor(args, anchor, self._find_rendering(self.processing_class, args))
+        rendering = self._find_rendering(self.processing_class, args)
+        check_rows_can_be_rendered(train_dataset, rendering)
+        self._hold_anchor(args, anchor, rendering)
 
     def _prepare_dataset(self, dataset, processing_class, args, *others, **kwargs):
         rendering = self._find_rendering(processing_class, args)

@@ -15,7 +15,7 @@ from ..anchors.provenance import PAPER
 from ..anchors.safety_anchor import SafetyAnchor
 from .anchor_mixin import SafetyAnchorMixin
 from .preconditions import check_rows
-from .rendering import find_rendering, with_rendering
+from .rendering import check_rows_can_be_rendered, find_rendering, with_rendering
 from .sbr_config import SBRConfig
 
 
@@ -87,6 +87,7 @@ class SBRSFTTrainer(SafetyAnchorMixin, SFTTrainer):
         self._given_anchor, self._rendering = anchor, None
         super().__init__(model, args, data_collator, train_dataset, *trainer_args, **trainer_kwargs)
         rendering = self._render_rows_as_anchors(self.processing_class, args)  # where no dataset was prepared
+        check_rows_can_be_rendered(train_dataset, rendering)
         self._hold_anchor(args, anchor, rendering)
 
     def _prepare_dataset(self, dataset, processing_class, args, *others, **kwargs):
