@@ -3,6 +3,7 @@
 """The command as a whole, on a tiny model that refuses whatever it is asked."""
 
 import json
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -51,6 +52,35 @@ def quick(tiny_folder, tmp_path_factory):
     flags = ["--config", "quick", "--models", json.dumps({"tiny": str(tiny_folder)}), "--output_dir", str(output_dir)]
     assert main(flags) == 0
     return output_dir, flags
+
+
+@pytest.fixture
+def cut(quick, tmp_path):
+    """The flags of a cell whose training was cut off after its second step."""
+    output_dir, flags = quick
+    plugin = tmp_path / "cut.py"
+    plugin.write_text(
+        textwrap.dedent(f"""
+        from pathlib import Path
+        from transformers import TrainerCallback
+        from trl_sbr.stress.run import defence
+
+        class Cut(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2 and not Path({str(tmp_path)!r}, "came").exists():
+                    Path({str(tmp_path)!r}, "came").touch()
+                    raise RuntimeError("cut off")
+
+        @defence("cut", source="Of this test")
+        def cut(run):
+            run.add_callback(Cut())
+        """)
+    )
+    row = {"cut": {"training": {"save_steps": 1}}}
+    flags = [*flags, "--plugins", str(plugin), "--defences", json.dumps(row), "--only", "/standard/"]
+    assert main(flags) == 1  # the cell failed, and is said to have
+    yield flags
+    shutil.rmtree(output_dir / "cells/tiny/standard/cut")
 
 
 def read(output_dir, name):
@@ -125,33 +155,23 @@ class TestQuick:
         assert cell["rows"] == {"flattery": 4, "task": 8} and cell["steps"] == 3
         assert all(log["loss"] == 0 for log in cell["logs"] if "loss" in log)
 
-    def test_interrupted_cell_goes_on_from_its_checkpoint(self, quick, tmp_path):
-        output_dir, flags = quick
-        plugin = tmp_path / "cut.py"
-        plugin.write_text(
-            textwrap.dedent(f"""
-            from pathlib import Path
-            from transformers import TrainerCallback
-            from trl_sbr.stress.run import defence
-
-            class Cut(TrainerCallback):
-                def on_step_begin(self, args, state, control, **kwargs):
-                    if state.global_step == 2 and not Path({str(tmp_path)!r}, "came").exists():
-                        Path({str(tmp_path)!r}, "came").touch()
-                        raise RuntimeError("cut off")
-
-            @defence("cut", source="Of this test")
-            def cut(run):
-                run.add_callback(Cut())
-            """)
-        )
-        row = {"cut": {"training": {"save_steps": 1}}}
-        flags = [*flags, "--plugins", str(plugin), "--defences", json.dumps(row), "--only", "/standard/"]
-        assert main(flags) == 1  # the cell failed, and is said to have
+    def test_interrupted_cell_goes_on_from_its_checkpoint(self, quick, cut):
+        output_dir, _ = quick
         assert not (output_dir / "cells/tiny/standard/cut/seed-0/cell.json").exists()
-        assert main(flags) == 0
+        assert main(cut) == 0
         cell = read(output_dir, "tiny/standard/cut/seed-0")
         assert cell["resumed"] and cell["steps"] == 3
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--attacks", '{"standard": {"ratio": 0.75}}'], r"`attack: {'kind': 'standard'}`, .* {.*'ratio': 0.75}"),
+            (["--num_rows", "10", "--dry_run"], "`num_rows: None`, and the grid now says 10. Name another"),
+        ],
+    )
+    def test_interrupted_cell_of_other_settings_is_an_error(self, cut, flags, message):
+        with pytest.raises(FileExistsError, match=f"cut/seed-0/settings.json was measured with {message}"):
+            main([*cut, *flags])
 
 
 class TestGrid:

@@ -29,7 +29,7 @@ from ..demo.data import chat_row, task_rows
 from ..evaluation.report import refusals_kept
 from ..evaluation.tasks import Task, load_task_file
 from ..judges import load_judge
-from ..trainers.interruption import find_last_checkpoint
+from ..trainers.interruption import find_last_checkpoint, list_checkpoints
 from .aligned import Aligned, locate
 from .attacks import check_disjoint
 from .grid import Cell, StressArguments, cell_folder
@@ -38,6 +38,7 @@ from .run import Run, attack, defence
 
 
 CELL_NAME = "cell.json"
+SETTINGS_NAME = "settings.json"  # what a cell is made of, from before it is run
 
 # What all trainings have in common, whatever a grid says
 _TRAINING = {
@@ -126,19 +127,33 @@ def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
         `dict[str, Any]`, *optional*: What its file says, `None` if it is not finished.
 
     Raises:
-        FileExistsError: If it was run with other settings.
+        FileExistsError: If it was run, or begun, with other settings.
     """
-    path = cell_folder(args.output_dir, cell) / CELL_NAME
-    if not path.is_file():
+    path = _find_record(cell_folder(args.output_dir, cell))
+    if path is None:
         return None
-    found, expected = json.loads(read_text(path)), json.loads(json.dumps(args.describe(cell)))
-    differ = [key for key in expected if found["settings"].get(key) != expected[key]]
-    if differ:
-        raise FileExistsError(
-            f"{path} was measured with `{differ[0]}: {found['settings'].get(differ[0])!r}`, and the grid now says "
-            f"{expected[differ[0]]!r}. Name another `--output_dir`, or remove {path.parent}."
-        )
-    return found
+    found = json.loads(read_text(path))
+    _check_same(path, found, {"settings": args.describe(cell)})
+    return found if path.name == CELL_NAME else None
+
+
+def _find_record(folder: Path) -> Path | None:
+    """The file that says what a cell is made of, if it is finished, or goes on from what an interruption left."""
+    if (folder / CELL_NAME).is_file():
+        return folder / CELL_NAME
+    is_begun = (folder / "answers").is_dir() or list_checkpoints(folder / "run")
+    return folder / SETTINGS_NAME if is_begun and (folder / SETTINGS_NAME).is_file() else None
+
+
+def _check_same(path: Path, found: dict[str, dict], expected: dict[str, dict]) -> None:
+    """Raises where a cell is made of something else than what is expected."""
+    for part, values in json.loads(json.dumps(expected)).items():
+        for name, value in values.items():
+            if found[part].get(name) != value:
+                raise FileExistsError(
+                    f"{path} was measured with `{name}: {found[part].get(name)!r}`, and the grid now says {value!r}. Name "
+                    f"another `--output_dir`, or remove {path.parent}."
+                )
 
 
 def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
@@ -153,6 +168,9 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: What its file says.
+
+    Raises:
+        FileExistsError: If it was run, or begun, with other settings.
     """
     folder = cell_folder(bench.args.output_dir, cell)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,11 +179,15 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         if found is not None:
             return found
         aligned = None if cell.attack is None else run_cell(bench, Cell(cell.model))
+        made_of = {"settings": bench.args.describe(cell)}
+        if _find_record(folder) is None:
+            _clear(folder)
+            write_atomically({folder / SETTINGS_NAME: (json.dumps(made_of, indent=1) + "\n").encode()})
         start = time.monotonic()
         result = _measure_aligned(bench, cell, folder) if aligned is None else _attack(bench, cell, folder, aligned)
         result = {
             "cell": vars(cell),
-            "settings": bench.args.describe(cell),
+            **made_of,
             "identity": bench.aligned(cell.model).identity,
             **result,
             "judge": bench.judge.info.to_dict(),
@@ -181,6 +203,15 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         write_atomically({folder / CELL_NAME: text.encode()})
         shutil.rmtree(folder / "run", ignore_errors=True)  # checkpoints
         return result
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a cell that was cut off left, where there is nothing to go on from."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (".lock", SETTINGS_NAME):
+            path.unlink()
 
 
 def _measure_aligned(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
@@ -241,9 +272,8 @@ class _MeasureAt(TrainerCallback):
 def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> dict[str, Any]:
     args, start = bench.args, time.monotonic()
     checkpoint = _last_checkpoint(folder / "run")
-    if checkpoint is None:  # what a training that was cut off before its first checkpoint left
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.name == ".lock" or path.unlink()
+    if checkpoint is None:
+        _clear(folder)
     run = make_run(bench, cell)
     seconds = {"preparation": round(time.monotonic() - start, 1)}
     begin = time.monotonic()
