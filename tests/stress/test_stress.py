@@ -14,9 +14,12 @@ from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
 from trl_sbr.stress.attacks import standard
+from trl_sbr.stress.cell import Bench
 from trl_sbr.stress.grid import StressArguments, parse_shard
 from trl_sbr.stress.report import pool, worst_case
 from trl_sbr.stress.run import attack, defence
+
+from ..tiny import build_model
 
 
 GRIDS = [name.removeprefix("stress/") for name in recipe_names() if name.startswith("stress/")]
@@ -241,6 +244,24 @@ class TestGrid:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             main(["--config", "quick", "--output_dir", str(tmp_path), "--dry_run", *flags])
         assert message in str(error.value)
+
+
+class TestKept:
+    def kept(self, output_dir, model, dtype, value):
+        """What is kept of a model of the grid, where it would say a value now."""
+        args = StressArguments(
+            str(output_dir), models={"m": str(model)}, attacks={"x": {}}, defences={"y": {}}, dtype=dtype
+        )
+        return Bench(args).aligned("m").keep("said", lambda: value)
+
+    def test_belongs_to_the_weights_and_the_dtype(self, tiny_folder, tmp_path):
+        model = shutil.copytree(tiny_folder, tmp_path / "model")
+        assert self.kept(tmp_path, model, "float32", 1) == 1
+        assert self.kept(tmp_path, model, "float32", 2) == 1
+        assert self.kept(tmp_path, shutil.copytree(model, tmp_path / "copy"), "float32", 3) == 1
+        assert self.kept(tmp_path, model, "bfloat16", 4) == 4
+        build_model("llama").save_pretrained(model)
+        assert self.kept(tmp_path, model, "float32", 5) == 5
 
 
 class TestWorstCase:

@@ -49,7 +49,7 @@ class Aligned:
         device (`torch.device`):
             Device that it is put on.
         folder (`Path`):
-            Folder of what it says. Processes that share it wait for each other.
+            Where what it says is kept. Processes that share it wait for each other.
     """
 
     def __init__(self, model_name_or_path: str, dtype: str, device, folder: Path):
@@ -64,15 +64,21 @@ class Aligned:
         """What tells the model from others."""
         return ModelEntry("model", self.model_name_or_path).identify()
 
+    @cached_property
+    def kept(self) -> Path:
+        """Folder of what it says: that of other weights, or in another dtype, lies in another."""
+        content = self.identity.get("sha256") or self.identity["revision"]
+        return self.folder / f"{self.dtype}-{content[:12]}"
+
     def load(self) -> PreTrainedModel:
         """Loads the model anew: trainings change theirs."""
         return AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype).to(self.device)
 
     def keep(self, name: str, make: Callable[[], object]) -> object:
-        """Returns what a file of the folder holds, and makes it first if need be, in one process."""
-        path = self.folder / f"{name}.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        """Returns what a file in [`Aligned.kept`] holds, and makes it first if need be, in one process."""
+        path = self.kept / f"{name}.json"
+        self.kept.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.kept / ".lock"):
             if not path.is_file():
                 text = json.dumps(make(), indent=1, ensure_ascii=False) + "\n"
                 write_atomically({path: text.encode()})
