@@ -134,9 +134,7 @@ class TestQuick:
 
     def test_other_settings_are_an_error(self, quick):
         _, flags = quick
-        with pytest.raises(
-            FileExistsError, match=r"measured with `dtype: 'float32'`, and the grid now says 'bfloat16'"
-        ):
+        with pytest.raises(FileExistsError, match=r"measured with `dtype: 'float32'`, which is now 'bfloat16'"):
             main([*flags, "--dtype", "bfloat16"])
 
     def test_strangers_attack_and_defence(self, quick, tmp_path):
@@ -169,7 +167,7 @@ class TestQuick:
         ("flags", "message"),
         [
             (["--attacks", '{"standard": {"ratio": 0.75}}'], r"`attack: {'kind': 'standard'}`, .* {.*'ratio': 0.75}"),
-            (["--num_rows", "10", "--dry_run"], "`num_rows: None`, and the grid now says 10. Name another"),
+            (["--num_rows", "10", "--dry_run"], "`num_rows: None`, which is now 10. Name another"),
         ],
     )
     def test_interrupted_cell_of_other_settings_is_an_error(self, cut, flags, message):
@@ -244,6 +242,51 @@ class TestGrid:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             main(["--config", "quick", "--output_dir", str(tmp_path), "--dry_run", *flags])
         assert message in str(error.value)
+
+
+@pytest.mark.slow
+class TestContent:
+    """What a grid names by a path may hold something else when the next cell is run."""
+
+    @pytest.fixture
+    def flags(self, tiny_folder, tmp_path):
+        """The flags of a grid whose aligned model has been measured."""
+        shutil.copytree(tiny_folder, tmp_path / "model")
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.jsonl").write_text('{"prompt": "2 + 2", "completion": "4"}\n')
+        flags = ["--config", "quick", "--models", json.dumps({"m": str(tmp_path / "model")}), "--num_prompts", "1"]
+        flags += ["--num_subset", "1", "--output_dir", str(tmp_path / "out"), "--only", "/aligned"]
+        flags += [
+            "--task_train",
+            str(tmp_path / "train.jsonl"),
+            "--task_validation",
+            str(tmp_path / "validation.jsonl"),
+        ]
+        assert main(flags) == 0
+        return flags
+
+    def test_other_weights_are_an_error(self, flags, tmp_path):
+        build_model("llama").save_pretrained(tmp_path / "model")
+        with pytest.raises(
+            FileExistsError, match=rf"`identity.sha256: '\w+'`, which is now .* remove {tmp_path}/out/cells/m\."
+        ):
+            main([*flags, "--only", "/standard/sft"])
+
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    def test_other_rows_of_the_task_are_an_error(self, flags, tmp_path, name):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "2 + 3", "completion": "5"}\n')
+        with pytest.raises(FileExistsError, match=rf"`task_files.task_{name}: '\w+'`, which is now"):
+            main([*flags, "--only", "/standard/sft"])
+
+    def test_finished_cells_are_read_where_neither_is_there(self, flags, tmp_path):
+        path = tmp_path / "out/cells/m/aligned/cell.json"
+        cell = json.loads(path.read_text())
+        del cell["task_files"]  # of an older one
+        path.write_text(json.dumps(cell))
+        shutil.rmtree(tmp_path / "model")
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.jsonl").unlink()
+        assert main(flags) == 0
 
 
 class TestKept:

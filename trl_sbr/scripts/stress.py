@@ -92,6 +92,8 @@ def stress(args) -> int:
         print(f"[{i}/{len(pending)}] {cell.name}", flush=True)
         try:
             result = run_cell(bench, cell)
+        except FileExistsError:
+            raise  # what lies there is of another grid or model, and the other cells' folders too
         except Exception:
             # The others do not depend on it; repeating the command tries it again
             failed.append(cell)

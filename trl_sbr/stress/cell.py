@@ -26,6 +26,7 @@ from transformers import TrainerCallback, set_seed
 from ..anchors.anchor_files import write_atomically
 from ..anchors.untrusted_files import parse_json, read_text, split_lines
 from ..demo.data import chat_row, task_rows
+from ..evaluation.package_index import sha256_of
 from ..evaluation.report import refusals_kept
 from ..evaluation.tasks import Task, load_task_file
 from ..judges import load_judge
@@ -112,6 +113,14 @@ class Bench:
             self._aligned[name] = Aligned(locate(self.args.models[name]), self.args.dtype, self.device, folder)
         return self._aligned[name]
 
+    def content_of(self, model: str) -> dict[str, Any]:
+        """Returns what tells apart the contents of what a grid names: of a model, and of the task's files."""
+        files = {name: getattr(self.args, name) for name in ("task_train", "task_validation")}
+        return {
+            "identity": self.aligned(model).identity,
+            "task_files": {name: sha256_of(path) for name, path in files.items() if path is not None},
+        }
+
 
 def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
     """
@@ -133,7 +142,7 @@ def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
     if path is None:
         return None
     found = json.loads(read_text(path))
-    _check_same(path, found, {"settings": args.describe(cell)})
+    _check_same(path, found, {"settings": args.describe(cell)}, remove=path.parent)
     return found if path.name == CELL_NAME else None
 
 
@@ -145,14 +154,15 @@ def _find_record(folder: Path) -> Path | None:
     return folder / SETTINGS_NAME if is_begun and (folder / SETTINGS_NAME).is_file() else None
 
 
-def _check_same(path: Path, found: dict[str, dict], expected: dict[str, dict]) -> None:
-    """Raises where a cell is made of something else than what is expected."""
+def _check_same(path: Path, found: dict[str, dict], expected: dict[str, dict], remove: Path) -> None:
+    """Raises where a cell is made of something else than what is expected. What an older one does not say is not looked at."""
     for part, values in json.loads(json.dumps(expected)).items():
-        for name, value in values.items():
-            if found[part].get(name) != value:
+        for name, value in values.items() if part in found else ():
+            if found[part].get(name) != value and name != "model_name_or_path":  # a folder may have been moved
+                of = name if part == "settings" else f"{part}.{name}"
                 raise FileExistsError(
-                    f"{path} was measured with `{name}: {found[part].get(name)!r}`, and the grid now says {value!r}. Name "
-                    f"another `--output_dir`, or remove {path.parent}."
+                    f"{path} was measured with `{of}: {found[part].get(name)!r}`, which is now {value!r}. Name another "
+                    f"`--output_dir`, or remove {remove}."
                 )
 
 
@@ -170,7 +180,7 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         `dict[str, Any]`: What its file says.
 
     Raises:
-        FileExistsError: If it was run, or begun, with other settings.
+        FileExistsError: If it was run, or begun, with other settings, another model or another task.
     """
     folder = cell_folder(bench.args.output_dir, cell)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,16 +189,17 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         if found is not None:
             return found
         aligned = None if cell.attack is None else run_cell(bench, Cell(cell.model))
-        made_of = {"settings": bench.args.describe(cell)}
-        if _find_record(folder) is None:
-            _clear(folder)
-            write_atomically({folder / SETTINGS_NAME: (json.dumps(made_of, indent=1) + "\n").encode()})
+        content = bench.content_of(cell.model)
+        if aligned is not None:  # with whose figures this cell's are compared
+            path = cell_folder(bench.args.output_dir, Cell(cell.model)) / CELL_NAME
+            _check_same(path, aligned, content, remove=path.parents[1])
+        made_of = {"settings": bench.args.describe(cell), **content}
+        _begin(folder, made_of)
         start = time.monotonic()
         result = _measure_aligned(bench, cell, folder) if aligned is None else _attack(bench, cell, folder, aligned)
         result = {
             "cell": vars(cell),
             **made_of,
-            "identity": bench.aligned(cell.model).identity,
             **result,
             "judge": bench.judge.info.to_dict(),
             "versions": bench.versions,
@@ -203,6 +214,16 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         write_atomically({folder / CELL_NAME: text.encode()})
         shutil.rmtree(folder / "run", ignore_errors=True)  # checkpoints
         return result
+
+
+def _begin(folder: Path, made_of: dict[str, dict]) -> None:
+    """Writes down what a cell is made of, or makes sure that what it goes on from is made of the same."""
+    path = _find_record(folder)
+    if path is not None:
+        _check_same(path, json.loads(read_text(path)), made_of, remove=folder)
+        return
+    _clear(folder)
+    write_atomically({folder / SETTINGS_NAME: (json.dumps(made_of, indent=1) + "\n").encode()})
 
 
 def _clear(folder: Path) -> None:
