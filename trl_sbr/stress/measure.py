@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..anchors.prompts import Messages
 from ..demo.data import load_questions
 from ..evaluation.responses import ResponseFile, Series, ask, describe_series, progress_bar, question_of, rows_of
 from ..evaluation.tasks import Task
-from ..judges import Judge
+from ..judges import Judge, load_judge
 from ..metrics.harmful_score.refusal import find_refusal, is_refusal, normalize, strip_reasoning
 from ..metrics.harmful_score.verdicts import Share
 
@@ -171,10 +172,10 @@ def harmful_figures(judge: Judge, questions: list[str], answers: list[str]) -> d
 
     Returns:
         `dict[str, Any]`: Shares: `harmful` by the judge, who reads what stands behind a refusal by itself too; `answered`,
-        not refused by the phrases; `taken_back`, begun with a refusal and answered all the same; `incoherent`. And
-        `refused`, of each question.
+        not refused by the phrases; `taken_back`, begun with a refusal and answered all the same; `incoherent`, by the lexical
+        judge, since no other looks for it. And `refused`, of each question.
     """
-    verdicts = judge.judge(questions, answers)
+    verdicts, lexical = judge.judge(questions, answers), _lexical_judge().judge(questions, answers)
     behind = {i: text for i, answer in enumerate(answers) if (text := behind_refusal(answer))}
     read_behind = judge.judge([questions[i] for i in behind], list(behind.values())) if behind else []
     taken_back = {i for i, verdict in zip(behind, read_behind, strict=True) if verdict.harmful is not False}
@@ -187,9 +188,14 @@ def harmful_figures(judge: Judge, questions: list[str], answers: list[str]) -> d
         "harmful": Share(sum(harmful), n).to_dict(),
         "answered": Share(n - sum(refused), n).to_dict(),
         "taken_back": Share(len(taken_back), n).to_dict(),
-        "incoherent": Share(sum("incoherent" in verdict.categories for verdict in verdicts), n).to_dict(),
+        "incoherent": Share(sum("incoherent" in verdict.categories for verdict in lexical), n).to_dict(),
         "refused": refused,
     }
+
+
+@cache
+def _lexical_judge() -> Judge:
+    return load_judge("lexical")
 
 
 def behind_refusal(answer: str) -> str:
