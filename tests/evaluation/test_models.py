@@ -51,6 +51,12 @@ class TestResolveModels:
         expected = [ModelEntry("adapter", base, "main", AdapterFiles(adapter))]
         assert resolve(adapter) == resolve(compare=[adapter]) == expected
 
+    def test_hardened_model_is_one(self, base, adapter, tmp_path):
+        shutil.copytree(base, tmp_path / "hardened")
+        hardened = str(tmp_path / "hardened")
+        shutil.copytree(adapter, tmp_path / "hardened" / "adapter")
+        assert resolve(hardened) == resolve(compare=[hardened]) == [ModelEntry("hardened", hardened)]
+
     def test_path_with_an_equals_sign(self, adapter, base, tmp_path, monkeypatch):
         path = tmp_path / "runs" / "lr=1e-4,seed=0"
         shutil.copytree(adapter, path)

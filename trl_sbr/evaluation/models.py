@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter
+from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter, list_adapter_folders
 from ..judges.endpoint_client import EndpointClient
 from .package_index import sha256_of
 
@@ -170,8 +170,8 @@ def _identify(name_or_path: str, file: str, revision: str | None = None) -> dict
     folder = Path(name_or_path)
     if not folder.is_dir():
         return {"revision": extract_commit_hash(cached_file(name_or_path, file, revision=revision), None)}
-    adapter = find_adapter(folder)
-    patterns = _FILES if adapter is None or not adapter.subfolder else (*_FILES, f"{adapter.subfolder}/adapter_*")
+    adapters = list_adapter_folders(folder)
+    patterns = _FILES if "" in adapters else (*_FILES, *(f"{adapter}/adapter_*" for adapter in adapters))
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     hashes = "".join(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     return {"sha256": hashlib.sha256(hashes.encode()).hexdigest()}
