@@ -35,6 +35,7 @@ MODEL_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 # Those that are never saved, and would be loaded all the same where the others are not. Not `pytorch_model_fsdp.bin`, which
 # FSDP adds to a checkpoint when all else is saved: no `from_pretrained` reads it
 _PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
 
 _TRAINING_SETTINGS = (
     "learning_rate",
@@ -114,9 +115,12 @@ class RunRecord(TypedDict):
 
 def find_weights(folder: Path) -> set[str]:
     """Names of the files in a folder that a model or an adapter is loaded from."""
-    patterns = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
-    names = {path.name for path in folder.glob("*") if path.is_file()}
-    return {name for name in names if any(fnmatch.fnmatch(name, p) for p in patterns)}
+    return {path.name for path in folder.glob("*") if path.is_file() and is_weights(path.name)}
+
+
+def is_weights(name: str) -> bool:
+    """Whether a model or an adapter is loaded from a file of this name, in the folder itself."""
+    return "/" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS)
 
 
 def hash_files(folder: Path, others: Iterable[str] = ()) -> dict[str, str]:
