@@ -18,6 +18,7 @@ from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
 from peft import PeftModel
 
+from ..anchors.adapters import AdapterFiles
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from ..anchors.provenance import cached_commit, is_hub_id
 from ..anchors.schema import read_json_as
@@ -265,6 +266,15 @@ def read_record(path: Path) -> RunRecord:
             "A save that was cut off leaves none: save again."
         )
     return read_json_as(RunRecord, path, "It is not the record of a training: save the model again.")
+
+
+def base_of(adapter: AdapterFiles, run: RunRecord | None) -> tuple[str | None, str | None]:
+    """The base model that an adapter names, and its revision: the commit of the training, if its record says one."""
+    config = adapter.read_config()
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if run is not None and run["base_model"]["name_or_path"] == base:
+        revision = run["base_model"]["revision"]
+    return base, revision
 
 
 def peft_settings(model: PeftModel) -> dict[str, Any]:
