@@ -235,6 +235,14 @@ class TestGrid:
             (["--task_train", "x.jsonl"], "Found one of `task_train` and `task_validation`"),
             (["--plugins", "nothing.py"], "There is no file `nothing.py`"),
             (["--only", "/nothing/"], "No cell's name holds `/nothing/`"),
+            (["--judge", "lexicl"], "`lexicl` is no judge. There are `lexical`"),
+            (
+                ["--training", '{"num_train_epochs": 1}'],
+                "`smollm2/standard/sft/seed-0` has no `num_rows`, and its `training` is {'num_train_epochs': 1}, expected one with "
+                "`max_steps`",
+            ),
+            (["--training", '{"max_steps": 3}'], "and `per_device_train_batch_size`"),
+            (["--task_train", "x.jsonl", "--task_validation", "x.jsonl"], "There is no task file `x.jsonl`"),
             (["--seedz", "1"], "Unknown argument: `--seedz`"),
         ],
     )
@@ -242,6 +250,16 @@ class TestGrid:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             main(["--config", "quick", "--output_dir", str(tmp_path), "--dry_run", *flags])
         assert message in str(error.value)
+
+    @pytest.mark.parametrize("broken", ["train", "validation"])
+    def test_rows_of_the_task(self, tmp_path, broken):
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.jsonl").write_text('{"prompt": "2 + 2", "completion": "4"}\n')
+        with open(tmp_path / f"{broken}.jsonl", "a") as file:
+            file.write('{"text": "2 + 3 = 5"}\n')
+        flags = [f for n in ("train", "validation") for f in (f"--task_{n}", str(tmp_path / f"{n}.jsonl"))]
+        with pytest.raises(ValueError, match=f"{broken}.jsonl, line 2: expected a row with `prompt` and `completion`"):
+            main(["--config", "quick", "--output_dir", str(tmp_path / "out"), "--dry_run", *flags])
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ..anchors.adapters import load_processing_class, tokenizer_source
 from ..anchors.generation import BatchSize
 from ..anchors.prompts import get_chat_template
 from ..anchors.untrusted_files import read_text
-from ..judges import judge_names
+from ..judges import check_judge_name
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
 from .judging import judge_all
@@ -45,8 +45,7 @@ def evaluate(args: EvaluateArguments, model_args):
     """
     # Left to itself, it takes several processes on CPUs for one, and each would do all the work
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-    if args.judge not in judge_names():  # now, not after the answers
-        raise ValueError(f"`{args.judge}` is no judge. There are {', '.join(f'`{name}`' for name in judge_names())}.")
+    check_judge_name(args.judge)
     models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
     _check_servers_can_be_asked(args, models)
     check_records(models)

@@ -24,12 +24,12 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 
 from ..anchors.anchor_files import write_atomically
-from ..anchors.untrusted_files import parse_json, read_text, split_lines
-from ..demo.data import chat_row, task_rows
+from ..anchors.untrusted_files import read_text
+from ..demo.data import task_rows
 from ..evaluation.package_index import sha256_of
 from ..evaluation.report import refusals_kept
-from ..evaluation.tasks import Task, load_task_file
-from ..judges import load_judge
+from ..evaluation.tasks import Task, load_task_file, read_task_rows
+from ..judges import check_judge_name, load_judge
 from ..trainers.interruption import find_last_checkpoint, list_checkpoints
 from .aligned import Aligned, locate
 from .attacks import check_disjoint
@@ -99,12 +99,7 @@ class Bench:
         """The rows of the task that are trained on."""
         if self.args.task_train is None:
             return task_rows("train", 320, seed=0)
-        rows = [
-            parse_json(line, f"{self.args.task_train}, line {number}")
-            for number, line in split_lines(read_text(self.args.task_train))
-        ]
-        texts = [(row["prompt"], row["completion"]) for row in rows]
-        return [chat_row(*pair) if isinstance(pair[0], str) else row for pair, row in zip(texts, rows, strict=True)]
+        return [row for _, row in read_task_rows(self.args.task_train)]
 
     def aligned(self, name: str) -> Aligned:
         """Returns a model of the grid."""
@@ -120,6 +115,27 @@ class Bench:
             "identity": self.aligned(model).identity,
             "task_files": {name: sha256_of(path) for name, path in files.items() if path is not None},
         }
+
+
+def check_cells(bench: Bench, cells: list[Cell]) -> None:
+    """
+    Make sure, before the first of some cells is run, that the grid is whole.
+
+    Args:
+        bench ([`Bench`]):
+            What the cells share.
+        cells (`list[Cell]`):
+            The cells.
+
+    Raises:
+        OSError: If a file of the task is not there.
+        ValueError: If there is no such judge, a file of the task cannot be read, or the number of rows is not known.
+    """
+    check_judge_name(bench.args.judge)
+    _ = bench.task, bench.task_rows
+    for cell in cells:
+        if cell.attack is not None:
+            bench.args.num_rows_of(cell)
 
 
 def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
@@ -250,16 +266,10 @@ def make_run(bench: Bench, cell: Cell) -> Run:
     args = bench.args
     training = _TRAINING | {"seed": cell.seed, "bf16": args.dtype == "bfloat16", "fp16": args.dtype == "float16"}
     training |= {"use_cpu": bench.device.type == "cpu"} | args.training
-    settings = args.describe(cell)
-    num_rows = settings["num_rows"]
-    if num_rows is None:
-        merged = training | settings["training"]
-        batch = merged["per_device_train_batch_size"] * merged.get("gradient_accumulation_steps", 1)
-        num_rows = merged["max_steps"] * batch
     run = Run(
         bench.aligned(cell.model),
         bench.task_rows,
-        num_rows,
+        args.num_rows_of(cell),
         cell.seed,
         training,
         LoraConfig(**copy.deepcopy(args.lora)),
