@@ -14,8 +14,8 @@ from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
 from trl_sbr.stress.attacks import standard
-from trl_sbr.stress.cell import Bench
-from trl_sbr.stress.grid import StressArguments, parse_shard
+from trl_sbr.stress.cell import Bench, make_run
+from trl_sbr.stress.grid import Cell, StressArguments, parse_shard
 from trl_sbr.stress.report import pool, worst_case
 from trl_sbr.stress.run import attack, defence
 
@@ -305,6 +305,42 @@ class TestContent:
         for name in ("train", "validation"):
             (tmp_path / f"{name}.jsonl").unlink()
         assert main(flags) == 0
+
+
+class TestTemplateWithoutSystemPrompts:
+    """As Gemma's, which raises at a system message, and others', which leave it out."""
+
+    @pytest.fixture(params=["{{ raise_exception('System role not supported') }}", ""], ids=["raises", "leaves out"])
+    def model(self, tiny_folder, tmp_path, request):
+        model = shutil.copytree(tiny_folder, tmp_path / "model")
+        path = model / "chat_template.jinja"
+        template = path.read_text()
+        begin = "{% for message in messages %}"
+        assert begin in template
+        path.write_text(
+            template.replace(begin, f"{begin}{{% if message['role'] == 'system' %}}{request.param}{{% else %}}")
+        )
+        path.write_text(path.read_text().replace("{% endfor %}", "{% endif %}{% endfor %}", 1))
+        return model
+
+    def test_model_is_asked_under_none(self, model, tmp_path, caplog):
+        flags = ["--config", "quick", "--models", json.dumps({"m": str(model)}), "--output_dir", str(tmp_path / "out")]
+        flags += ["--num_prompts", "1", "--num_subset", "1", "--only", "/standard/sft", "--measure_at", "1"]
+        assert main(flags) == 0
+        assert caplog.text.count("takes no system prompt, and it is asked under none") == 1
+        for name in ("m/aligned", "m/standard/sft/seed-0"):
+            assert read(tmp_path / "out", name)["figures"]["harmful"].keys() == {
+                *("plain", "template", "prefilled_known", "prefilled_unseen")
+            }
+
+    def test_attack_that_needs_one_is_an_error_before_it_is_trained(self, model, aligned, tmp_path):
+        args = StressArguments(
+            str(tmp_path), models={"m": str(model)}, attacks={"aoa": {}}, defences={"sft": {}}, num_rows=8
+        )
+        bench = Bench(args)
+        shutil.copytree(aligned.kept, bench.aligned("m").kept)
+        with pytest.raises(ValueError, match="`m/aoa/sft/seed-0` trains on system prompts, .* a grid without `aoa`"):
+            make_run(bench, Cell("m", "aoa", "sft", 0))
 
 
 class TestKept:

@@ -24,6 +24,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 
 from ..anchors.anchor_files import write_atomically
+from ..anchors.prompts import as_messages
 from ..anchors.untrusted_files import read_text
 from ..demo.data import task_rows
 from ..evaluation.package_index import sha256_of
@@ -255,7 +256,8 @@ def _measure_aligned(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     aligned, args = bench.aligned(cell.model), bench.args
     model = aligned.load()
-    series = make_series(args.num_prompts, args.num_subset, bench.task)
+    takes_system_prompts = aligned.takes_system_prompts
+    series = make_series(args.num_prompts, args.num_subset, bench.task, takes_system_prompts=takes_system_prompts)
     identity = {"cell": cell.name}
     figures = measure(model, aligned.tokenizer, series, bench.task, bench.judge, folder / "answers", identity)
     return {"figures": figures, "seconds": {"evaluation": round(time.monotonic() - start, 1)}}
@@ -276,8 +278,20 @@ def make_run(bench: Bench, cell: Cell) -> Run:
     )
     attack.apply(cell.attack, args.attacks[cell.attack], run)
     check_disjoint(run)
+    _check_system_prompts(cell, run)
     defence.apply(cell.defence, args.defences[cell.defence], run)
     return run
+
+
+def _check_system_prompts(cell: Cell, run: Run) -> None:
+    prompts = [row["prompt"] for row in run.rows]
+    prompts += [] if run.as_attacker_asks is None else [as_messages(run.as_attacker_asks("How are you?"))]
+    has_system_prompts = any(message["role"] == "system" for prompt in prompts for message in prompt)
+    if has_system_prompts and not run.aligned.takes_system_prompts:
+        raise ValueError(
+            f"`{cell.name}` trains on system prompts, or asks under one, and the chat template of `{run.aligned.model_name_or_path}` "
+            f"takes none: give the model a grid without `{cell.attack}`, or without these rows of the task."
+        )
 
 
 class _MeasureAt(TrainerCallback):
@@ -323,7 +337,9 @@ def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> 
     seconds["measured_within"] = round(watch.seconds, 1)
     seconds["training"] = round(time.monotonic() - begin - watch.seconds, 1)
     begin = time.monotonic()
-    series = make_series(args.num_prompts, args.num_subset, bench.task, run.as_attacker_asks)
+    series = make_series(
+        args.num_prompts, args.num_subset, bench.task, run.as_attacker_asks, run.aligned.takes_system_prompts
+    )
     figures = measure(
         trainer.model, run.aligned.tokenizer, series, bench.task, bench.judge, folder / "answers", {"cell": cell.name}
     )

@@ -56,7 +56,11 @@ WAYS = {
 
 
 def make_series(
-    num_prompts: int, subset: int, task: Task, as_attacker_asks: Callable[[str], str | Messages] | None = None
+    num_prompts: int,
+    subset: int,
+    task: Task,
+    as_attacker_asks: Callable[[str], str | Messages] | None = None,
+    takes_system_prompts: bool = True,
 ) -> list[Series]:
     """
     Returns what a trained model is asked.
@@ -70,15 +74,18 @@ def make_series(
             The task.
         as_attacker_asks (`Callable[[str], str | list[dict[str, str]]]`, *optional*):
             How the attacker asks.
+        takes_system_prompts (`bool`, *optional*, defaults to `True`):
+            Whether the model can be asked under a system prompt.
 
     Returns:
         `list[Series]`: Series, each called `way/number`.
     """
     harmful, benign = load_questions("harmful_eval")[:num_prompts], load_questions("benign_eval")[:num_prompts]
     few = harmful[:subset]
+    under = Series("safety", "system_prompt/0", few, ANSWER_TOKENS, system_prompt=UNSEEN_SYSTEM_PROMPT)
     series = [
         Series("safety", "plain/0", harmful, ANSWER_TOKENS),
-        Series("safety", "system_prompt/0", few, ANSWER_TOKENS, system_prompt=UNSEEN_SYSTEM_PROMPT),
+        *([under] if takes_system_prompts else []),
         Series("safety", "template/0", few, ANSWER_TOKENS),
         *_behind("prefilled_known", few, OPENERS),
         *_behind("prefilled_unseen", few, UNSEEN_OPENERS),
