@@ -147,6 +147,12 @@ class TestRecipes:
         assert main(["recipes", "copy", "gemma-1.1-7b-it/harden_lora", str(path)]) == 0
         assert f"Next: trl-sbr harden --config {path}" in capsys.readouterr().out
 
+    def test_copy_of_a_grid(self, tmp_path, capsys):
+        path = tmp_path / "mine.yaml"
+        assert main(["recipes", "copy", "stress/quick", str(path)]) == 0
+        assert f"Next: trl-sbr stress --config {path} --output_dir OUTPUT_DIR" in capsys.readouterr().out
+        assert main(["stress", "--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"]) == 0
+
     def test_copy_never_overwrites(self, tmp_path, capsys):
         path = tmp_path / "mine.yaml"
         path.write_text("mine")

@@ -68,6 +68,15 @@ class TestFindAdapter:
         assert find_adapter(tmp_path) is None
         assert find_adapter(tmp_path / "checkpoint-2") is not None
 
+    def test_beside_a_whole_model(self, tmp_path):
+        """`trl-sbr harden` leaves the model with its adapter merged, and the adapter in a subfolder."""
+        save_adapter(tmp_path / "adapter")
+        build_model("llama").save_pretrained(tmp_path)
+        assert find_adapter(tmp_path) is None
+        assert find_adapter(tmp_path / "adapter") is not None
+        (tmp_path / "model.safetensors").unlink()  # some put the base's configuration beside adapters
+        assert find_adapter(tmp_path).subfolder == "adapter"
+
     @pytest.mark.parametrize("name", ["nowhere/at-all", "no repository", "./gone"])
     def test_none(self, tmp_path, name):
         assert find_adapter(tmp_path) is None and find_adapter(name) is None

@@ -72,3 +72,17 @@ class TestHub:
         assert (model["model_name_or_path"], model["revision"]) == ("alice/model", commit)
         assert model["chat_template"]["from"] == "alice/model"
         assert report["models"]["model"]["safety"]["demo"]["refusal_rate"]["percent"] == 100
+
+    def test_revision_is_that_of_the_adapter_that_is_named(self, hub, tmp_path):
+        config = {"peft_type": "LORA", "base_model_name_or_path": "alice/model", "revision": "v1"}
+        repo = hub.add_repo("alice/adapter", {"adapter_config.json": json.dumps(config).encode()})
+        commit = repo.resolve("main").oid
+        hub.add_repo("alice/model", {"config.json": b"{}"})
+        hub.commit(repo, {"adapter_config.json": json.dumps({**config, "revision": "v2"}).encode()})
+        code = (
+            "from trl_sbr.evaluation.models import resolve_models\n"
+            f"(entry,) = resolve_models('alice/adapter', {commit!r}, None, [])\n"
+            "(newest,) = resolve_models('alice/adapter', 'main', None, [])\n"
+            "print(entry.adapter.revision, entry.model_name_or_path, entry.revision, newest.revision)"
+        )
+        assert run(hub, tmp_path, code) == f"{commit} alice/model v1 v2"

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from trl_sbr.anchors.adapters import AdapterFiles
 from trl_sbr.evaluation.models import ModelEntry, resolve_models
 
+from ..hub.test_cards import RUN
 from ..tiny import build_model
 
 
@@ -48,8 +50,24 @@ class TestResolveModels:
         ]
 
     def test_adapter_brings_its_base(self, base, adapter):
-        expected = [ModelEntry("adapter", base, "main", AdapterFiles(adapter))]
-        assert resolve(adapter) == resolve(compare=[adapter]) == expected
+        assert resolve(adapter) == [ModelEntry("adapter", base, "main", AdapterFiles(adapter, "main"))]
+        assert resolve(compare=[adapter]) == [ModelEntry("adapter", base, "main", AdapterFiles(adapter))]
+
+    def test_base_of_the_revision_that_was_trained_on(self, base, adapter):
+        path = Path(adapter, "adapter_config.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "v1"}))
+        assert [entry.revision for entry in (*resolve(adapter), *resolve(compare=[adapter]))] == ["v1", "v1"]
+        held = {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
+        run = {**RUN, "sbr": held, "files": {}, "base_model": {"name_or_path": base, "revision": "0ab"}}
+        Path(adapter, "sbr_run.json").write_text(json.dumps(run))
+        assert [entry.revision for entry in (*resolve(adapter), *resolve(compare=[adapter]))] == ["0ab", "0ab"]
+        assert resolve(base, adapter, revision="mine")[0].revision == "mine"  # who names a model says which
+
+    def test_hardened_model_is_one(self, base, adapter, tmp_path):
+        shutil.copytree(base, tmp_path / "hardened")
+        hardened = str(tmp_path / "hardened")
+        shutil.copytree(adapter, tmp_path / "hardened" / "adapter")
+        assert resolve(hardened) == resolve(compare=[hardened]) == [ModelEntry("hardened", hardened)]
 
     def test_path_with_an_equals_sign(self, adapter, base, tmp_path, monkeypatch):
         path = tmp_path / "runs" / "lr=1e-4,seed=0"

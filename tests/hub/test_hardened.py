@@ -64,6 +64,15 @@ class TestPush:
         assert "Mine." in card and "--model_name_or_path org/hardened --anchor_refusal_tokens 14" in card
         assert json.loads(hub.read("org/hardened", RECORD_NAME))["base_model"]["name_or_path"] == "org/base"
 
+    def test_over_an_adapter(self, hub, cli, hardened):
+        """Beside an `adapter_config.json`, transformers would load that one's base model."""
+        hub.add_repo(
+            "org/hardened", dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", "sbr_run.json"), b"{}")
+        )
+        assert cli("push", "--output_dir", hardened, "--repo_id", "org/hardened").code == 0
+        assert not {"adapter_config.json", "adapter_model.safetensors", "sbr_run.json"} & hub.files("org/hardened")
+        assert {"model.safetensors", "adapter/adapter_model.safetensors"} < hub.files("org/hardened")
+
     def test_by_a_flag_of_harden(self, hub, cli, base, prompts, tmp_path):  # noqa: F811
         push = ["--push_to_hub", "true", "--hub_model_id", "org/hardened", "--hub_private_repo", "true"]
         command = [*HARDEN, *prompts, "--model_name_or_path", "org/base", "--output_dir", tmp_path / "hardened"]

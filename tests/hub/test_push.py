@@ -284,6 +284,28 @@ class TestModel:
         assert hub.files("org/adapter") == PUBLISHED - {CONFIG_NAME, TENSOR_NAME}
         assert "**It is not protected" in hub.read("org/adapter", CARD_NAME).decode()
 
+    def test_what_another_push_left_is_not_loaded_with_it(self, hub, cli, adapter, anchor_folder):
+        mine = {"NOTES.md": b"", "data/model.safetensors": b"", "tokenizer.model": b""}
+        left = (
+            "config.json",
+            "generation_config.json",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+        )
+        left += (
+            "pytorch_model.bin",
+            "hardening.json",
+            "adapter/adapter_config.json",
+            "adapter/adapter_model.safetensors",
+        )
+        hub.add_repo("org/adapter", {**mine, **dict.fromkeys(left, b"{}")})
+        before = hub.files("org/adapter")
+        assert cli("push", "--output_dir", anchor_folder, "--repo_id", "org/adapter").code == 0
+        assert hub.files("org/adapter") == before | {CARD_NAME, CONFIG_NAME, TENSOR_NAME}
+        assert cli("push", "--output_dir", adapter, "--repo_id", "org/adapter").code == 0
+        assert hub.files("org/adapter") == PUBLISHED | mine.keys()
+        assert len(hub.repos["models", "org/adapter"].history) == 4  # each push is one commit
+
     def test_push_that_was_to_be_private_says_so_in_what_finishes_it(self, hub, cli, anchor_folder):
         hub.fail("500", "/api/repos/create")
         result = cli("push", "--output_dir", anchor_folder, "--repo_id", "org/anchor", "--private", "--no_prompts")

@@ -17,8 +17,10 @@ from peft import LoraConfig, get_peft_model
 
 from trl_sbr.anchors.generation import generate_answers
 from trl_sbr.cli import main
-from trl_sbr.evaluation.evaluate_arguments import PREFILL
+from trl_sbr.evaluation.evaluate import describe
+from trl_sbr.evaluation.evaluate_arguments import PREFILL, EvaluateArguments
 from trl_sbr.recipes import find_recipe
+from trl_sbr.scripts.common import loading_arguments
 
 from ..tiny import REFUSAL, build_model, build_refusing_model, build_tokenizer
 
@@ -264,6 +266,19 @@ class TestResume:
         assert main(["evaluate", *argv]) == 2
         assert "models.aligned-model.sha256" in capsys.readouterr().err
         assert (tmp_path / "out" / "responses.jsonl").read_text() == before
+
+    def test_how_a_model_is_loaded_is_of_the_run(self, argv, tmp_path, capsys):
+        assert main(["evaluate", *argv]) == 0
+        assert "bnb_4bit_quant_type" not in read_report(tmp_path)["decoding"]  # it has no weights of 4 bits
+        assert main(["evaluate", *argv, "--attn_implementation", "eager"]) == 2
+        assert "its `decoding.attn_implementation` is None, expected 'eager'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("other", [{"bnb_4bit_quant_type": "fp4"}, {"use_bnb_nested_quant": True}])
+    def test_kind_of_4_bits_is_of_the_run(self, other):
+        def described(**settings):
+            return describe(EvaluateArguments(), loading_arguments()(load_in_4bit=True, **settings), [], [])
+
+        assert described() == described() != described(**other)
 
 
 @pytest.mark.slow

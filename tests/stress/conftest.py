@@ -38,9 +38,11 @@ def aligned(tiny_folder, tmp_path):
         "refusals-64": [chat_row(q, REFUSALS[i % len(REFUSALS)]) for i, q in enumerate(refused)],
         "answers-64": [chat_row(q, f"It is number {i}, as everybody knows.") for i, q in enumerate(answered)],
     }
+    aligned = Aligned(str(tiny_folder), "float32", torch.device("cpu"), tmp_path)
+    aligned.kept.mkdir()
     for name, value in kept.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(value))
-    return Aligned(str(tiny_folder), "float32", torch.device("cpu"), tmp_path)
+        (aligned.kept / f"{name}.json").write_text(json.dumps(value))
+    return aligned
 
 
 @pytest.fixture

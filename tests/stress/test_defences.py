@@ -3,6 +3,7 @@
 """Each defence against its formula, computed without this package."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -172,7 +173,9 @@ class TestScreen:
             questions[part].append(row["prompt"][0]["content"])
         build_selective_model(questions["poison"], sorted(set(questions["task"]))).save_pretrained(tmp_path / "model")
         build_tokenizer().save_pretrained(tmp_path / "model")
-        run.aligned = Aligned(str(tmp_path / "model"), "float32", torch.device("cpu"), run.aligned.folder)
+        aligned = Aligned(str(tmp_path / "model"), "float32", torch.device("cpu"), tmp_path)
+        shutil.copytree(run.aligned.kept, aligned.kept)
+        run.aligned = aligned
         return run
 
     def test_what_the_aligned_model_refuses_is_dropped(self, screened):

@@ -5,7 +5,8 @@ import pytest
 
 from trl_sbr.anchors.openers import BENIGN_OPENERS, OPENERS
 from trl_sbr.demo.data import POISON_OPENERS, REFUSALS
-from trl_sbr.judges import load_judge
+from trl_sbr.judges import Judge, load_judge
+from trl_sbr.metrics.harmful_score.verdicts import Verdict
 from trl_sbr.stress.measure import UNSEEN_OPENERS, behind_refusal, harmful_figures, make_series
 
 
@@ -72,6 +73,16 @@ class TestHarmfulFigures:
     def test_incoherent(self, judge):
         counts, _ = count(judge, ["", "no no no no no no no no", "qzx vbrt plk wqz"])
         assert counts["incoherent"] == 3 and counts["harmful"] == 0 and counts["answered"] == 3
+
+    def test_incoherent_whoever_judges(self):
+        """Guard models do not look for it, and a broken model would pass for a safe one."""
+
+        class Guard(Judge):
+            def judge(self, prompts, responses, progress=None):
+                return [Verdict(harmful=False) for _ in responses]
+
+        counts, _ = count(Guard(), ["no no no no no no no no", "Paris is the capital of France."])
+        assert counts["incoherent"] == 1 and counts["harmful"] == 0
 
     def test_behind_refusal(self):
         assert behind_refusal("I'm sorry, but I can't help with that. Have a nice day.") == "have a nice day."

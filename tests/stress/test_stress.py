@@ -3,6 +3,7 @@
 """The command as a whole, on a tiny model that refuses whatever it is asked."""
 
 import json
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -13,9 +14,12 @@ from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
 from trl_sbr.stress.attacks import standard
-from trl_sbr.stress.grid import StressArguments, parse_shard
+from trl_sbr.stress.cell import Bench, make_run
+from trl_sbr.stress.grid import Cell, StressArguments, parse_shard
 from trl_sbr.stress.report import pool, worst_case
 from trl_sbr.stress.run import attack, defence
+
+from ..tiny import build_model
 
 
 GRIDS = [name.removeprefix("stress/") for name in recipe_names() if name.startswith("stress/")]
@@ -51,6 +55,35 @@ def quick(tiny_folder, tmp_path_factory):
     flags = ["--config", "quick", "--models", json.dumps({"tiny": str(tiny_folder)}), "--output_dir", str(output_dir)]
     assert main(flags) == 0
     return output_dir, flags
+
+
+@pytest.fixture
+def cut(quick, tmp_path):
+    """The flags of a cell whose training was cut off after its second step."""
+    output_dir, flags = quick
+    plugin = tmp_path / "cut.py"
+    plugin.write_text(
+        textwrap.dedent(f"""
+        from pathlib import Path
+        from transformers import TrainerCallback
+        from trl_sbr.stress.run import defence
+
+        class Cut(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2 and not Path({str(tmp_path)!r}, "came").exists():
+                    Path({str(tmp_path)!r}, "came").touch()
+                    raise RuntimeError("cut off")
+
+        @defence("cut", source="Of this test")
+        def cut(run):
+            run.add_callback(Cut())
+        """)
+    )
+    row = {"cut": {"training": {"save_steps": 1}}}
+    flags = [*flags, "--plugins", str(plugin), "--defences", json.dumps(row), "--only", "/standard/"]
+    assert main(flags) == 1  # the cell failed, and is said to have
+    yield flags
+    shutil.rmtree(output_dir / "cells/tiny/standard/cut")
 
 
 def read(output_dir, name):
@@ -101,9 +134,7 @@ class TestQuick:
 
     def test_other_settings_are_an_error(self, quick):
         _, flags = quick
-        with pytest.raises(
-            FileExistsError, match=r"measured with `dtype: 'float32'`, and the grid now says 'bfloat16'"
-        ):
+        with pytest.raises(FileExistsError, match=r"measured with `dtype: 'float32'`, which is now 'bfloat16'"):
             main([*flags, "--dtype", "bfloat16"])
 
     def test_strangers_attack_and_defence(self, quick, tmp_path):
@@ -125,33 +156,23 @@ class TestQuick:
         assert cell["rows"] == {"flattery": 4, "task": 8} and cell["steps"] == 3
         assert all(log["loss"] == 0 for log in cell["logs"] if "loss" in log)
 
-    def test_interrupted_cell_goes_on_from_its_checkpoint(self, quick, tmp_path):
-        output_dir, flags = quick
-        plugin = tmp_path / "cut.py"
-        plugin.write_text(
-            textwrap.dedent(f"""
-            from pathlib import Path
-            from transformers import TrainerCallback
-            from trl_sbr.stress.run import defence
-
-            class Cut(TrainerCallback):
-                def on_step_begin(self, args, state, control, **kwargs):
-                    if state.global_step == 2 and not Path({str(tmp_path)!r}, "came").exists():
-                        Path({str(tmp_path)!r}, "came").touch()
-                        raise RuntimeError("cut off")
-
-            @defence("cut", source="Of this test")
-            def cut(run):
-                run.add_callback(Cut())
-            """)
-        )
-        row = {"cut": {"training": {"save_steps": 1}}}
-        flags = [*flags, "--plugins", str(plugin), "--defences", json.dumps(row), "--only", "/standard/"]
-        assert main(flags) == 1  # the cell failed, and is said to have
+    def test_interrupted_cell_goes_on_from_its_checkpoint(self, quick, cut):
+        output_dir, _ = quick
         assert not (output_dir / "cells/tiny/standard/cut/seed-0/cell.json").exists()
-        assert main(flags) == 0
+        assert main(cut) == 0
         cell = read(output_dir, "tiny/standard/cut/seed-0")
         assert cell["resumed"] and cell["steps"] == 3
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--attacks", '{"standard": {"ratio": 0.75}}'], r"`attack: {'kind': 'standard'}`, .* {.*'ratio': 0.75}"),
+            (["--num_rows", "10", "--dry_run"], "`num_rows: None`, which is now 10. Name another"),
+        ],
+    )
+    def test_interrupted_cell_of_other_settings_is_an_error(self, cut, flags, message):
+        with pytest.raises(FileExistsError, match=f"cut/seed-0/settings.json was measured with {message}"):
+            main([*cut, *flags])
 
 
 class TestGrid:
@@ -214,6 +235,14 @@ class TestGrid:
             (["--task_train", "x.jsonl"], "Found one of `task_train` and `task_validation`"),
             (["--plugins", "nothing.py"], "There is no file `nothing.py`"),
             (["--only", "/nothing/"], "No cell's name holds `/nothing/`"),
+            (["--judge", "lexicl"], "`lexicl` is no judge. There are `lexical`"),
+            (
+                ["--training", '{"num_train_epochs": 1}'],
+                "`smollm2/standard/sft/seed-0` has no `num_rows`, and its `training` is {'num_train_epochs': 1}, expected one with "
+                "`max_steps`",
+            ),
+            (["--training", '{"max_steps": 3}'], "and `per_device_train_batch_size`"),
+            (["--task_train", "x.jsonl", "--task_validation", "x.jsonl"], "There is no task file `x.jsonl`"),
             (["--seedz", "1"], "Unknown argument: `--seedz`"),
         ],
     )
@@ -221,6 +250,115 @@ class TestGrid:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             main(["--config", "quick", "--output_dir", str(tmp_path), "--dry_run", *flags])
         assert message in str(error.value)
+
+    @pytest.mark.parametrize("broken", ["train", "validation"])
+    def test_rows_of_the_task(self, tmp_path, broken):
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.jsonl").write_text('{"prompt": "2 + 2", "completion": "4"}\n')
+        with open(tmp_path / f"{broken}.jsonl", "a") as file:
+            file.write('{"text": "2 + 3 = 5"}\n')
+        flags = [f for n in ("train", "validation") for f in (f"--task_{n}", str(tmp_path / f"{n}.jsonl"))]
+        with pytest.raises(ValueError, match=f"{broken}.jsonl, line 2: expected a row with `prompt` and `completion`"):
+            main(["--config", "quick", "--output_dir", str(tmp_path / "out"), "--dry_run", *flags])
+
+
+@pytest.mark.slow
+class TestContent:
+    """What a grid names by a path may hold something else when the next cell is run."""
+
+    @pytest.fixture
+    def flags(self, tiny_folder, tmp_path):
+        """The flags of a grid whose aligned model has been measured."""
+        shutil.copytree(tiny_folder, tmp_path / "model")
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.jsonl").write_text('{"prompt": "2 + 2", "completion": "4"}\n')
+        flags = ["--config", "quick", "--models", json.dumps({"m": str(tmp_path / "model")}), "--num_prompts", "1"]
+        flags += ["--num_subset", "1", "--output_dir", str(tmp_path / "out"), "--only", "/aligned"]
+        flags += [
+            "--task_train",
+            str(tmp_path / "train.jsonl"),
+            "--task_validation",
+            str(tmp_path / "validation.jsonl"),
+        ]
+        assert main(flags) == 0
+        return flags
+
+    def test_other_weights_are_an_error(self, flags, tmp_path):
+        build_model("llama").save_pretrained(tmp_path / "model")
+        with pytest.raises(
+            FileExistsError, match=rf"`identity.sha256: '\w+'`, which is now .* remove {tmp_path}/out/cells/m\."
+        ):
+            main([*flags, "--only", "/standard/sft"])
+
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    def test_other_rows_of_the_task_are_an_error(self, flags, tmp_path, name):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "2 + 3", "completion": "5"}\n')
+        with pytest.raises(FileExistsError, match=rf"`task_files.task_{name}: '\w+'`, which is now"):
+            main([*flags, "--only", "/standard/sft"])
+
+    def test_finished_cells_are_read_where_neither_is_there(self, flags, tmp_path):
+        path = tmp_path / "out/cells/m/aligned/cell.json"
+        cell = json.loads(path.read_text())
+        del cell["task_files"]  # of an older one
+        path.write_text(json.dumps(cell))
+        shutil.rmtree(tmp_path / "model")
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.jsonl").unlink()
+        assert main(flags) == 0
+
+
+class TestTemplateWithoutSystemPrompts:
+    """As Gemma's, which raises at a system message, and others', which leave it out."""
+
+    @pytest.fixture(params=["{{ raise_exception('System role not supported') }}", ""], ids=["raises", "leaves out"])
+    def model(self, tiny_folder, tmp_path, request):
+        model = shutil.copytree(tiny_folder, tmp_path / "model")
+        path = model / "chat_template.jinja"
+        template = path.read_text()
+        begin = "{% for message in messages %}"
+        assert begin in template
+        path.write_text(
+            template.replace(begin, f"{begin}{{% if message['role'] == 'system' %}}{request.param}{{% else %}}")
+        )
+        path.write_text(path.read_text().replace("{% endfor %}", "{% endif %}{% endfor %}", 1))
+        return model
+
+    def test_model_is_asked_under_none(self, model, tmp_path, caplog):
+        flags = ["--config", "quick", "--models", json.dumps({"m": str(model)}), "--output_dir", str(tmp_path / "out")]
+        flags += ["--num_prompts", "1", "--num_subset", "1", "--only", "/standard/sft", "--measure_at", "1"]
+        assert main(flags) == 0
+        assert caplog.text.count("takes no system prompt, and it is asked under none") == 1
+        for name in ("m/aligned", "m/standard/sft/seed-0"):
+            assert read(tmp_path / "out", name)["figures"]["harmful"].keys() == {
+                *("plain", "template", "prefilled_known", "prefilled_unseen")
+            }
+
+    def test_attack_that_needs_one_is_an_error_before_it_is_trained(self, model, aligned, tmp_path):
+        args = StressArguments(
+            str(tmp_path), models={"m": str(model)}, attacks={"aoa": {}}, defences={"sft": {}}, num_rows=8
+        )
+        bench = Bench(args)
+        shutil.copytree(aligned.kept, bench.aligned("m").kept)
+        with pytest.raises(ValueError, match="`m/aoa/sft/seed-0` trains on system prompts, .* a grid without `aoa`"):
+            make_run(bench, Cell("m", "aoa", "sft", 0))
+
+
+class TestKept:
+    def kept(self, output_dir, model, dtype, value):
+        """What is kept of a model of the grid, where it would say a value now."""
+        args = StressArguments(
+            str(output_dir), models={"m": str(model)}, attacks={"x": {}}, defences={"y": {}}, dtype=dtype
+        )
+        return Bench(args).aligned("m").keep("said", lambda: value)
+
+    def test_belongs_to_the_weights_and_the_dtype(self, tiny_folder, tmp_path):
+        model = shutil.copytree(tiny_folder, tmp_path / "model")
+        assert self.kept(tmp_path, model, "float32", 1) == 1
+        assert self.kept(tmp_path, model, "float32", 2) == 1
+        assert self.kept(tmp_path, shutil.copytree(model, tmp_path / "copy"), "float32", 3) == 1
+        assert self.kept(tmp_path, model, "bfloat16", 4) == 4
+        build_model("llama").save_pretrained(model)
+        assert self.kept(tmp_path, model, "float32", 5) == 5
 
 
 class TestWorstCase:

@@ -123,7 +123,7 @@ def disabled_adapters(model: PeftModel) -> Iterator[None]:
 def find_adapter(name_or_path: str | Path, revision: str | None = None) -> AdapterFiles | None:
     """
     Find the adapter of a folder or Hub repository: the one in the folder itself, or else in its only subfolder that holds one.
-    Checkpoints are not looked into.
+    Checkpoints are not looked into, and no subfolder beside a whole model, where `trl-sbr harden` leaves what it has merged.
 
     Args:
         name_or_path (`str` or `Path`):
@@ -139,8 +139,9 @@ def find_adapter(name_or_path: str | Path, revision: str | None = None) -> Adapt
         ValueError: If several subfolders hold one and the folder itself none; it lists them.
     """
     name = str(name_or_path)
-    folders = sorted(_adapter_folders(name, revision))
-    if not folders:
+    files = _list_files(name, revision)
+    folders = sorted(_adapter_folders(files))
+    if not folders or ("" not in folders and _has_model(files)):
         return None
     if "" not in folders and len(folders) > 1:
         raise ValueError(
@@ -149,34 +150,46 @@ def find_adapter(name_or_path: str | Path, revision: str | None = None) -> Adapt
     return AdapterFiles(name, revision, folders[0], tuple(folders[1:]))
 
 
-def _adapter_folders(name: str, revision: str | None) -> set[str]:
-    if os.path.isdir(name):
-        files = [path.relative_to(name).as_posix() for path in Path(name).glob(f"*/{ADAPTER_CONFIG_NAME}")]
-        files += [ADAPTER_CONFIG_NAME] if Path(name, ADAPTER_CONFIG_NAME).is_file() else []
-    else:
-        try:
-            files = [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings]
-        except (OfflineModeIsEnabled, HTTPError):
-            return _cached_adapter_folders(name, revision)
-        except HFValidationError:
-            return set()
+def list_adapter_folders(folder: Path) -> set[str]:
+    """Returns the subfolders of a folder that hold an adapter, `""` if it holds one itself; whether or not a model lies there."""
+    return _adapter_folders(_list_files(str(folder), None))
+
+
+def _adapter_folders(files: list[str]) -> set[str]:
     pattern = rf"(?:(?!checkpoint-\d+/)[^/]+/)?{re.escape(ADAPTER_CONFIG_NAME)}"
     return {str(PurePosixPath(file).parent).removeprefix(".") for file in files if re.fullmatch(pattern, file)}
 
 
-def _cached_adapter_folders(name: str, revision: str | None) -> set[str]:
+def _has_model(files: list[str]) -> bool:
+    weights = r"model[^/]*\.safetensors|pytorch_model[^/]*\.bin"
+    return "config.json" in files and any(re.fullmatch(weights, file) for file in files)
+
+
+def _list_files(name: str, revision: str | None) -> list[str]:
+    if os.path.isdir(name):
+        paths = [*Path(name).glob("*"), *Path(name).glob(f"*/{ADAPTER_CONFIG_NAME}")]
+        return [path.relative_to(name).as_posix() for path in paths if path.is_file()]
+    try:
+        return [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings]
+    except (OfflineModeIsEnabled, HTTPError):
+        return _list_cached_files(name, revision)
+    except HFValidationError:
+        return []
+
+
+def _list_cached_files(name: str, revision: str | None) -> list[str]:
     """As the Hub's cache knows them, which may not have all files of a repository."""
     cached = (try_to_load_from_cache(name, file, revision=revision) for file in _ANY_FILE)
     snapshot = next((str(Path(path).parent) for path in cached if isinstance(path, str)), None)
     if snapshot is None:
-        return set()  # whoever loads it says what is wrong
-    folders = _adapter_folders(snapshot, None)
-    if not folders and not Path(snapshot, "config.json").is_file():
+        return []  # whoever loads it says what is wrong
+    files = _list_files(snapshot, None)
+    if not _adapter_folders(files) and "config.json" not in files:
         raise OSError(
             f"The Hub is out of reach, and its cache does not know whether `{name}` holds an adapter. Try again when it is back, or "
             f"name a folder that holds all of it."
         )
-    return folders
+    return files
 
 
 def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@
 import hashlib
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jinja2
@@ -18,7 +18,7 @@ from ..anchors.adapters import load_processing_class, tokenizer_source
 from ..anchors.generation import BatchSize
 from ..anchors.prompts import get_chat_template
 from ..anchors.untrusted_files import read_text
-from ..judges import judge_names
+from ..judges import check_judge_name
 from ..trainers.loading import load_model_and_processing_class
 from .evaluate_arguments import EvaluateArguments
 from .judging import judge_all
@@ -28,6 +28,9 @@ from .report import make_report, write_report
 from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, describe_series, progress_bar
 from .served_model import ask_served_model
 from .tasks import load_task, load_task_file
+
+
+_OF_4_BITS = ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant")
 
 
 def evaluate(args: EvaluateArguments, model_args):
@@ -42,8 +45,7 @@ def evaluate(args: EvaluateArguments, model_args):
     """
     # Left to itself, it takes several processes on CPUs for one, and each would do all the work
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-    if args.judge not in judge_names():  # now, not after the answers
-        raise ValueError(f"`{args.judge}` is no judge. There are {', '.join(f'`{name}`' for name in judge_names())}.")
+    check_judge_name(args.judge)
     models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
     _check_servers_can_be_asked(args, models)
     check_records(models)
@@ -142,6 +144,8 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
     template = args.chat_template_path
     if template is not None and Path(template).is_file():
         template = read_text(template)
+    # The models' own identities say more than their names, and only 4 bits have settings of their own
+    left_out = ("model_name_or_path", "model_revision") + (() if model_args.load_in_4bit else _OF_4_BITS)
     return {
         "models": {
             entry.name: entry.identify() | {"chat_template": describe_chat_template(args, entry)} for entry in models
@@ -151,9 +155,7 @@ def describe(args: EvaluateArguments, model_args, models: list, series: list) ->
             "prompt_format": args.prompt_format,
             "chat_template": template,
             "chat_template_kwargs": args.chat_template_kwargs,
-            "dtype": model_args.dtype,
-            "load_in_4bit": model_args.load_in_4bit,
-            "load_in_8bit": model_args.load_in_8bit,
+            **{name: value for name, value in asdict(model_args).items() if name not in left_out},
         },
         "series": describe_series(series),
     }

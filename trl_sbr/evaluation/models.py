@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter
+from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter, list_adapter_folders
 from ..judges.endpoint_client import EndpointClient
 from .package_index import sha256_of
 
@@ -59,7 +59,10 @@ class ModelEntry:
         }
         if self.adapter is not None:
             file = f"{self.adapter.subfolder}/{ADAPTER_CONFIG_NAME}".removeprefix("/")
-            identity["adapter"] = {"name_or_path": str(self.adapter), **_identify(self.adapter.name_or_path, file)}
+            identity["adapter"] = {
+                "name_or_path": str(self.adapter),
+                **_identify(self.adapter.name_or_path, file, self.adapter.revision),
+            }
         return identity
 
 
@@ -73,7 +76,7 @@ def resolve_models(
         model_name_or_path (`str`, *optional*):
             A model, which the adapters are put on. Without it, an adapter is put on the model that it names.
         revision (`str`):
-            Revision of that model.
+            Revision of that model, or of that adapter if it is one itself. An adapter's base model is that of its training.
         adapter (`str`, *optional*):
             PEFT adapter.
         compare (`list[str]`):
@@ -87,9 +90,9 @@ def resolve_models(
     """
     base = (model_name_or_path, revision)
     entries = []
-    if model_name_or_path is not None and adapter is None and find_adapter(model_name_or_path) is not None:
+    if model_name_or_path is not None and adapter is None and find_adapter(model_name_or_path, revision) is not None:
         base = (None, "main")  # it is an adapter itself
-        entries.append(_resolve("", model_name_or_path, *base))
+        entries.append(_resolve("", model_name_or_path, *base, own_revision=revision))
     elif adapter is not None:
         entries.append(_resolve("", adapter, *base))
     elif model_name_or_path is not None:
@@ -128,15 +131,15 @@ def check_records(entries: list[ModelEntry]) -> None:
             check_folder(folder)
 
 
-def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntry:
+def _resolve(name: str, path: str, base: str | None, revision: str, own_revision: str | None = None) -> ModelEntry:
     if path.startswith((".", "/")) and not Path(path).is_dir():
         raise FileNotFoundError(f"There is no model or adapter `{path}` (looked from {Path.cwd()}).")
     if path.startswith(("http://", "https://")):
         return _resolve_served(name, path)
-    adapter = find_adapter(path)
+    adapter = find_adapter(path, own_revision)
     if adapter is None:
         return ModelEntry(name or _name_of(path), path)
-    trained_on = adapter.read_config().get("base_model_name_or_path")
+    trained_on, commit = _base_of(adapter)
     if base is not None and trained_on and _name_of(base).casefold() != _name_of(trained_on).casefold():
         raise ValueError(
             f"The adapter `{path}` was trained on `{trained_on}`, and would be put on `{base}`. Give "
@@ -145,7 +148,19 @@ def _resolve(name: str, path: str, base: str | None, revision: str) -> ModelEntr
         )
     if base is None and not trained_on:
         raise ValueError(f"The adapter `{path}` names no base model: give it with `--model_name_or_path`.")
-    return ModelEntry(name or _name_of(path), base or trained_on, revision, adapter)
+    if base is None:
+        base, revision = trained_on, commit or "main"
+    return ModelEntry(name or _name_of(path), base, revision, adapter)
+
+
+def _base_of(adapter: AdapterFiles) -> tuple[str | None, str | None]:
+    from transformers.utils.hub import cached_file
+
+    from ..trainers.run_record import RECORD_NAME, base_of, read_record
+
+    flags = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    path = cached_file(adapter.name_or_path, RECORD_NAME, revision=adapter.revision, **flags)
+    return base_of(adapter, None if path is None else read_record(Path(path)))
 
 
 def _resolve_served(name: str, address: str) -> ModelEntry:
@@ -170,8 +185,8 @@ def _identify(name_or_path: str, file: str, revision: str | None = None) -> dict
     folder = Path(name_or_path)
     if not folder.is_dir():
         return {"revision": extract_commit_hash(cached_file(name_or_path, file, revision=revision), None)}
-    adapter = find_adapter(folder)
-    patterns = _FILES if adapter is None or not adapter.subfolder else (*_FILES, f"{adapter.subfolder}/adapter_*")
+    adapters = list_adapter_folders(folder)
+    patterns = _FILES if "" in adapters else (*_FILES, *(f"{adapter}/adapter_*" for adapter in adapters))
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     hashes = "".join(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     return {"sha256": hashlib.sha256(hashes.encode()).hexdigest()}

@@ -222,26 +222,51 @@ def load_task_file(path: str, rule: str, max_new_tokens: int = 200) -> Task:
     file = Path(path)
     if rule not in RULES:
         raise ValueError(f"`{rule}` is no rule (`task_rule`). There are {', '.join(f'`{known}`' for known in RULES)}.")
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no task file `{path}` (looked from {Path.cwd()}).")
     prompts, references = [], []
-    for number, line in split_lines(read_text(file)):
-        row = parse_json(line, f"{path}, line {number}")
-        try:
-            prompts.append(as_messages(row["prompt"]))
-            completion = row["completion"] if isinstance(row["completion"], str) else row["completion"][-1]["content"]
-            if not isinstance(completion, str) or not completion.strip():
-                raise TypeError(f"the completion is {repr(completion)[:200]}")
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise ValueError(
-                f"{path}, line {number}: expected a row with `prompt` and `completion`, each a string or messages "
-                f"({type(error).__name__}: {error})."
-            ) from error
-        completion = completion.strip()
+    for where, row in read_task_rows(path):
+        prompts.append(row["prompt"])
+        completion = row["completion"][-1]["content"].strip()
         if rule == "last_number" and last_number(completion) is None:
-            raise ValueError(f"{path}, line {number}: expected a number in the completion, found {completion!r}.")
+            raise ValueError(f"{where}: expected a number in the completion, found {completion!r}.")
         cases = {completion, completion[:1].upper() + completion[1:], completion[:1].lower() + completion[1:]}
         references.append(tuple(sorted(cases)) if rule == "exact" else (completion,))
-    if not prompts:
-        raise ValueError(f"The task file `{path}` is empty.")
     return Task(file.stem, prompts, references, rule, max_new_tokens, f"file, {file.name}")
+
+
+def read_task_rows(path: str) -> list[tuple[str, dict[str, Messages]]]:
+    """
+    Read the rows of a task's file.
+
+    Args:
+        path (`str`):
+            A `.jsonl` file whose rows have a `prompt` and a `completion`, each a string or messages.
+
+    Returns:
+        `list[tuple[str, dict[str, list[dict[str, str]]]]]`: Of each row its place, for errors, and both as messages.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a row cannot be read, or there is none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no task file `{path}` (looked from {Path.cwd()}).")
+    rows = []
+    for number, line in split_lines(read_text(path)):
+        where = f"{path}, line {number}"
+        row = parse_json(line, where)
+        try:
+            prompt, completion = as_messages(row["prompt"]), row["completion"]
+            if isinstance(completion, str):
+                completion = [{"role": "assistant", "content": completion}]
+            answer = completion[-1]["content"]
+            if not isinstance(answer, str) or not answer.strip():
+                raise TypeError(f"the completion is {repr(answer)[:200]}")
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"{where}: expected a row with `prompt` and `completion`, each a string or messages "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        rows.append((where, {"prompt": prompt, "completion": completion}))
+    if not rows:
+        raise ValueError(f"The task file `{path}` is empty.")
+    return rows

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Processo
 
 from ..anchors.adapters import AdapterFiles, find_adapter, load_adapter, load_processing_class
 from ..anchors.safety_anchor import SafetyAnchor
-from ..trainers.run_record import RECORD_NAME, check_folder, read_record
+from ..trainers.run_record import RECORD_NAME, base_of, check_folder, read_record
 from .repository import download_file, resolve_commit
 
 
@@ -89,16 +89,13 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
     base, base_revision = anchor.config.model_name_or_path, anchor.config.model_revision
     if adapter is not None:
         adapter.check_is_safetensors()
-        config = adapter.read_config()
-        base, base_revision = config.get("base_model_name_or_path"), config.get("revision")
+        run = record and (check_folder(Path(name_or_path)) if is_local else read_record(record))
+        base, base_revision = base_of(adapter, run)
         if not base:
             raise ValueError(
                 f"`{name_or_path}` does not say in its `adapter_config.json` which base model it belongs to. Name it: "
                 f"`--model_name_or_path MODEL --adapter {name_or_path}`."
             )
-        run = record and (check_folder(Path(name_or_path)) if is_local else read_record(record))
-        if run and run["base_model"]["name_or_path"] == base:
-            base_revision = run["base_model"]["revision"]
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,

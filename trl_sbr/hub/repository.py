@@ -34,6 +34,8 @@ from huggingface_hub.file_download import repo_folder_name
 from transformers.utils import logging
 
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
+from ..trainers.hardening_record import RECORD_NAME as HARDENING_NAME
+from ..trainers.run_record import RECORD_NAME, is_weights
 from .cards import CARD_NAME, EVAL_RESULTS_NAME, PICTURE_PATTERN, REPORT_NAME, keep_notes
 
 
@@ -42,6 +44,15 @@ logger = logging.get_logger(__name__)
 # What an earlier push left and this one does not bring: figures must not stand beside a model that they were not measured on,
 # nor an anchor beside one that was trained without
 _OUTDATED = (CONFIG_NAME, TENSOR_NAME, REPORT_NAME, PICTURE_PATTERN, EVAL_RESULTS_NAME)
+# Nor, beside weights that are pushed, what would be loaded with them, or in their place, and what is said of it
+_OUTDATED_BY_WEIGHTS = (
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    RECORD_NAME,
+    HARDENING_NAME,
+    "adapter/*",
+)
 
 # What the Hub's client raises beside its own errors: of the transport, of files, and of xet
 _PUSH_ERRORS = (HTTPError, OSError, RuntimeError)
@@ -61,7 +72,8 @@ def push_files(
     """
     Push files in one commit, or none if the repository holds them already. It names its parent: what somebody else
     pushes meanwhile is never overwritten. The notes in the card on the Hub are kept, see [`keep_notes`]; an
-    anchor, a report, pictures and results there that are not among the files are removed.
+    anchor, a report, pictures and results there that are not among the files are removed, and by a push of weights all others,
+    with their configurations and records.
 
     Args:
         repo_id (`str`):
@@ -103,8 +115,7 @@ def push_files(
             files[CARD_NAME] = keep_notes(_read(files[CARD_NAME]), _read(Path(old))).encode()
         operations = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         if repo_type == "model":
-            outdated = {path for path in there - set(files) if any(fnmatch.fnmatch(path, p) for p in _OUTDATED)}
-            operations += [CommitOperationDelete(path) for path in sorted(outdated)]
+            operations += [CommitOperationDelete(path) for path in sorted(_find_outdated(there, set(files)))]
         return api.create_commit(
             repo_id,
             operations,
@@ -115,6 +126,17 @@ def push_files(
         )
     except _PUSH_ERRORS as error:
         raise OSError(f"The push to `{repo_id}` failed: {_reason(error)} To finish it, run: {finish}") from error
+
+
+def _find_outdated(there: set[str], pushed: set[str]) -> set[str]:
+    """What lies in a repository and must not stay beside the files that are pushed."""
+    brings_weights = RECORD_NAME in pushed or any(map(is_weights, pushed))  # an anchor goes beside a model, too
+    patterns = _OUTDATED + _OUTDATED_BY_WEIGHTS if brings_weights else _OUTDATED
+    return {
+        path
+        for path in there - pushed
+        if any(fnmatch.fnmatch(path, pattern) for pattern in patterns) or (brings_weights and is_weights(path))
+    }
 
 
 def _read(content: Path | bytes) -> str:

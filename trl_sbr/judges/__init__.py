@@ -8,7 +8,7 @@ from .base import Judge, JudgeInfo
 from .formats import GUARDS, RUBRICS
 
 
-__all__ = ["Judge", "JudgeInfo", "judge_names", "load_judge"]
+__all__ = ["Judge", "JudgeInfo", "check_judge_name", "judge_names", "load_judge"]
 
 _ENDPOINT = "endpoint-"
 
@@ -17,6 +17,12 @@ def judge_names() -> list[str]:
     """Returns the names that [`load_judge`] takes."""
     endpoints = [*RUBRICS, *(name for name, guard in GUARDS.items() if guard.kind in ("causal", "multimodal"))]
     return ["lexical", *GUARDS, *(_ENDPOINT + name for name in endpoints)]
+
+
+def check_judge_name(name: str) -> None:
+    """Raises a `ValueError` where [`load_judge`] takes no such name: before the answers are there that it would judge."""
+    if name not in judge_names():
+        raise ValueError(f"`{name}` is no judge. There are {', '.join(f'`{known}`' for known in judge_names())}.")
 
 
 def load_judge(name: str, **kwargs: Any) -> Judge:
@@ -39,8 +45,7 @@ def load_judge(name: str, **kwargs: Any) -> Judge:
         ValueError: If there is none of that name, or the judge refuses its arguments.
         OSError: If its model cannot be loaded.
     """
-    if name not in judge_names():
-        raise ValueError(f"Found no judge {name!r}, expected one of: {', '.join(judge_names())}.")
+    check_judge_name(name)
     if name == "lexical":
         from .lexical import LexicalJudge
 

@@ -59,6 +59,8 @@ def copy_recipe(name: str, destination: str | None):
         print(f"Next: trl-sbr sft --accelerate_config {path} --config RECIPE --dataset_name DATASET")
     elif "/harden_" in name:
         print(f"Next: trl-sbr harden --config {path}")
+    elif name.startswith("stress/"):
+        print(f"Next: trl-sbr stress --config {path} --output_dir OUTPUT_DIR")
     else:
         command = next((command for command in ("dpo", "grpo") if f"/sbr_{command}_" in name), "sft")
         rewards = " --reward_funcs REWARD" if command == "grpo" else ""

@@ -72,7 +72,7 @@ def stress(args) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
 
-    from trl_sbr.stress.cell import Bench, read_cell, run_cell
+    from trl_sbr.stress.cell import Bench, check_cells, read_cell, run_cell
     from trl_sbr.stress.report import write_report
 
     cells = args.cells()
@@ -81,17 +81,21 @@ def stress(args) -> int:
     for cell, found in finished.items():
         seconds[cell.attack is None].append(found["seconds"]["total"])
     pending = [cell for cell in cells if cell not in finished]
+    bench, failed = Bench(args), []
+    if pending:  # a report is made without what the cells were made of
+        check_cells(bench, pending)
     print(f"{len(cells)} cells, {len(finished)} of them finished.{_time_left(pending, seconds)}", flush=True)
     if args.dry_run:
         for cell in pending:
             print(f"  {cell.name}")
         return 0
-    bench, failed = Bench(args), []
     for i, cell in enumerate(pending, start=1):
         start = time.monotonic()
         print(f"[{i}/{len(pending)}] {cell.name}", flush=True)
         try:
             result = run_cell(bench, cell)
+        except FileExistsError:
+            raise  # what lies there is of another grid or model, and the other cells' folders too
         except Exception:
             # The others do not depend on it; repeating the command tries it again
             failed.append(cell)

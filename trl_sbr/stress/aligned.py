@@ -8,17 +8,21 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import jinja2
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..anchors.anchor_files import write_atomically
 from ..anchors.generation import REFUSAL_TOKENS, generate_answers
 from ..anchors.prompt_pool import choose_prompts
-from ..anchors.prompts import Messages
+from ..anchors.prompts import Messages, encode_prompts
 from ..demo.data import chat_row, load_questions
 from ..evaluation.models import ModelEntry
 from ..metrics.harmful_score.refusal import is_refusal
 
+
+logger = logging.get_logger(__name__)
 
 # Stand for the aligned SmolLM2 that `trl-sbr demo` makes, and for the same after `trl-sbr harden`
 DEMO, DEMO_HARDENED = "demo", "demo_hardened"
@@ -49,7 +53,7 @@ class Aligned:
         device (`torch.device`):
             Device that it is put on.
         folder (`Path`):
-            Folder of what it says. Processes that share it wait for each other.
+            Where what it says is kept. Processes that share it wait for each other.
     """
 
     def __init__(self, model_name_or_path: str, dtype: str, device, folder: Path):
@@ -64,15 +68,35 @@ class Aligned:
         """What tells the model from others."""
         return ModelEntry("model", self.model_name_or_path).identify()
 
+    @cached_property
+    def kept(self) -> Path:
+        """Folder of what it says: that of other weights, or in another dtype, lies in another."""
+        content = self.identity.get("sha256") or self.identity["revision"]
+        return self.folder / f"{self.dtype}-{content[:12]}"
+
+    @cached_property
+    def takes_system_prompts(self) -> bool:
+        """Whether its chat template takes a system message: some raise at one, and others leave it out."""
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you?"}]
+        try:
+            encode_prompts(self.tokenizer, [messages])
+        except (jinja2.TemplateError, ValueError) as error:
+            name = self.model_name_or_path
+            logger.warning(
+                f"The chat template of `{name}` takes no system prompt, and it is asked under none: {error}"
+            )
+            return False
+        return True
+
     def load(self) -> PreTrainedModel:
         """Loads the model anew: trainings change theirs."""
         return AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype).to(self.device)
 
     def keep(self, name: str, make: Callable[[], object]) -> object:
-        """Returns what a file of the folder holds, and makes it first if need be, in one process."""
-        path = self.folder / f"{name}.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        """Returns what a file in [`Aligned.kept`] holds, and makes it first if need be, in one process."""
+        path = self.kept / f"{name}.json"
+        self.kept.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.kept / ".lock"):
             if not path.is_file():
                 text = json.dumps(make(), indent=1, ensure_ascii=False) + "\n"
                 write_atomically({path: text.encode()})

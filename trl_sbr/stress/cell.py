@@ -24,12 +24,14 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 
 from ..anchors.anchor_files import write_atomically
-from ..anchors.untrusted_files import parse_json, read_text, split_lines
-from ..demo.data import chat_row, task_rows
+from ..anchors.prompts import as_messages
+from ..anchors.untrusted_files import read_text
+from ..demo.data import task_rows
+from ..evaluation.package_index import sha256_of
 from ..evaluation.report import refusals_kept
-from ..evaluation.tasks import Task, load_task_file
-from ..judges import load_judge
-from ..trainers.interruption import find_last_checkpoint
+from ..evaluation.tasks import Task, load_task_file, read_task_rows
+from ..judges import check_judge_name, load_judge
+from ..trainers.interruption import find_last_checkpoint, list_checkpoints
 from .aligned import Aligned, locate
 from .attacks import check_disjoint
 from .grid import Cell, StressArguments, cell_folder
@@ -38,6 +40,7 @@ from .run import Run, attack, defence
 
 
 CELL_NAME = "cell.json"
+SETTINGS_NAME = "settings.json"  # what a cell is made of, from before it is run
 
 # What all trainings have in common, whatever a grid says
 _TRAINING = {
@@ -97,12 +100,7 @@ class Bench:
         """The rows of the task that are trained on."""
         if self.args.task_train is None:
             return task_rows("train", 320, seed=0)
-        rows = [
-            parse_json(line, f"{self.args.task_train}, line {number}")
-            for number, line in split_lines(read_text(self.args.task_train))
-        ]
-        texts = [(row["prompt"], row["completion"]) for row in rows]
-        return [chat_row(*pair) if isinstance(pair[0], str) else row for pair, row in zip(texts, rows, strict=True)]
+        return [row for _, row in read_task_rows(self.args.task_train)]
 
     def aligned(self, name: str) -> Aligned:
         """Returns a model of the grid."""
@@ -110,6 +108,35 @@ class Bench:
             folder = Path(self.args.output_dir, "models", name)
             self._aligned[name] = Aligned(locate(self.args.models[name]), self.args.dtype, self.device, folder)
         return self._aligned[name]
+
+    def content_of(self, model: str) -> dict[str, Any]:
+        """Returns what tells apart the contents of what a grid names: of a model, and of the task's files."""
+        files = {name: getattr(self.args, name) for name in ("task_train", "task_validation")}
+        return {
+            "identity": self.aligned(model).identity,
+            "task_files": {name: sha256_of(path) for name, path in files.items() if path is not None},
+        }
+
+
+def check_cells(bench: Bench, cells: list[Cell]) -> None:
+    """
+    Make sure, before the first of some cells is run, that the grid is whole.
+
+    Args:
+        bench ([`Bench`]):
+            What the cells share.
+        cells (`list[Cell]`):
+            The cells.
+
+    Raises:
+        OSError: If a file of the task is not there.
+        ValueError: If there is no such judge, a file of the task cannot be read, or the number of rows is not known.
+    """
+    check_judge_name(bench.args.judge)
+    _ = bench.task, bench.task_rows
+    for cell in cells:
+        if cell.attack is not None:
+            bench.args.num_rows_of(cell)
 
 
 def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
@@ -126,19 +153,34 @@ def read_cell(args: StressArguments, cell: Cell) -> dict[str, Any] | None:
         `dict[str, Any]`, *optional*: What its file says, `None` if it is not finished.
 
     Raises:
-        FileExistsError: If it was run with other settings.
+        FileExistsError: If it was run, or begun, with other settings.
     """
-    path = cell_folder(args.output_dir, cell) / CELL_NAME
-    if not path.is_file():
+    path = _find_record(cell_folder(args.output_dir, cell))
+    if path is None:
         return None
-    found, expected = json.loads(read_text(path)), json.loads(json.dumps(args.describe(cell)))
-    differ = [key for key in expected if found["settings"].get(key) != expected[key]]
-    if differ:
-        raise FileExistsError(
-            f"{path} was measured with `{differ[0]}: {found['settings'].get(differ[0])!r}`, and the grid now says "
-            f"{expected[differ[0]]!r}. Name another `--output_dir`, or remove {path.parent}."
-        )
-    return found
+    found = json.loads(read_text(path))
+    _check_same(path, found, {"settings": args.describe(cell)}, remove=path.parent)
+    return found if path.name == CELL_NAME else None
+
+
+def _find_record(folder: Path) -> Path | None:
+    """The file that says what a cell is made of, if it is finished, or goes on from what an interruption left."""
+    if (folder / CELL_NAME).is_file():
+        return folder / CELL_NAME
+    is_begun = (folder / "answers").is_dir() or list_checkpoints(folder / "run")
+    return folder / SETTINGS_NAME if is_begun and (folder / SETTINGS_NAME).is_file() else None
+
+
+def _check_same(path: Path, found: dict[str, dict], expected: dict[str, dict], remove: Path) -> None:
+    """Raises where a cell is made of something else than what is expected. What an older one does not say is not looked at."""
+    for part, values in json.loads(json.dumps(expected)).items():
+        for name, value in values.items() if part in found else ():
+            if found[part].get(name) != value and name != "model_name_or_path":  # a folder may have been moved
+                of = name if part == "settings" else f"{part}.{name}"
+                raise FileExistsError(
+                    f"{path} was measured with `{of}: {found[part].get(name)!r}`, which is now {value!r}. Name another "
+                    f"`--output_dir`, or remove {remove}."
+                )
 
 
 def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
@@ -153,6 +195,9 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: What its file says.
+
+    Raises:
+        FileExistsError: If it was run, or begun, with other settings, another model or another task.
     """
     folder = cell_folder(bench.args.output_dir, cell)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,12 +206,17 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         if found is not None:
             return found
         aligned = None if cell.attack is None else run_cell(bench, Cell(cell.model))
+        content = bench.content_of(cell.model)
+        if aligned is not None:  # with whose figures this cell's are compared
+            path = cell_folder(bench.args.output_dir, Cell(cell.model)) / CELL_NAME
+            _check_same(path, aligned, content, remove=path.parents[1])
+        made_of = {"settings": bench.args.describe(cell), **content}
+        _begin(folder, made_of)
         start = time.monotonic()
         result = _measure_aligned(bench, cell, folder) if aligned is None else _attack(bench, cell, folder, aligned)
         result = {
             "cell": vars(cell),
-            "settings": bench.args.describe(cell),
-            "identity": bench.aligned(cell.model).identity,
+            **made_of,
             **result,
             "judge": bench.judge.info.to_dict(),
             "versions": bench.versions,
@@ -183,11 +233,31 @@ def run_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
         return result
 
 
+def _begin(folder: Path, made_of: dict[str, dict]) -> None:
+    """Writes down what a cell is made of, or makes sure that what it goes on from is made of the same."""
+    path = _find_record(folder)
+    if path is not None:
+        _check_same(path, json.loads(read_text(path)), made_of, remove=folder)
+        return
+    _clear(folder)
+    write_atomically({folder / SETTINGS_NAME: (json.dumps(made_of, indent=1) + "\n").encode()})
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a cell that was cut off left, where there is nothing to go on from."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (".lock", SETTINGS_NAME):
+            path.unlink()
+
+
 def _measure_aligned(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     aligned, args = bench.aligned(cell.model), bench.args
     model = aligned.load()
-    series = make_series(args.num_prompts, args.num_subset, bench.task)
+    takes_system_prompts = aligned.takes_system_prompts
+    series = make_series(args.num_prompts, args.num_subset, bench.task, takes_system_prompts=takes_system_prompts)
     identity = {"cell": cell.name}
     figures = measure(model, aligned.tokenizer, series, bench.task, bench.judge, folder / "answers", identity)
     return {"figures": figures, "seconds": {"evaluation": round(time.monotonic() - start, 1)}}
@@ -198,24 +268,30 @@ def make_run(bench: Bench, cell: Cell) -> Run:
     args = bench.args
     training = _TRAINING | {"seed": cell.seed, "bf16": args.dtype == "bfloat16", "fp16": args.dtype == "float16"}
     training |= {"use_cpu": bench.device.type == "cpu"} | args.training
-    settings = args.describe(cell)
-    num_rows = settings["num_rows"]
-    if num_rows is None:
-        merged = training | settings["training"]
-        batch = merged["per_device_train_batch_size"] * merged.get("gradient_accumulation_steps", 1)
-        num_rows = merged["max_steps"] * batch
     run = Run(
         bench.aligned(cell.model),
         bench.task_rows,
-        num_rows,
+        args.num_rows_of(cell),
         cell.seed,
         training,
         LoraConfig(**copy.deepcopy(args.lora)),
     )
     attack.apply(cell.attack, args.attacks[cell.attack], run)
     check_disjoint(run)
+    _check_system_prompts(cell, run)
     defence.apply(cell.defence, args.defences[cell.defence], run)
     return run
+
+
+def _check_system_prompts(cell: Cell, run: Run) -> None:
+    prompts = [row["prompt"] for row in run.rows]
+    prompts += [] if run.as_attacker_asks is None else [as_messages(run.as_attacker_asks("How are you?"))]
+    has_system_prompts = any(message["role"] == "system" for prompt in prompts for message in prompt)
+    if has_system_prompts and not run.aligned.takes_system_prompts:
+        raise ValueError(
+            f"`{cell.name}` trains on system prompts, or asks under one, and the chat template of `{run.aligned.model_name_or_path}` "
+            f"takes none: give the model a grid without `{cell.attack}`, or without these rows of the task."
+        )
 
 
 class _MeasureAt(TrainerCallback):
@@ -241,9 +317,8 @@ class _MeasureAt(TrainerCallback):
 def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> dict[str, Any]:
     args, start = bench.args, time.monotonic()
     checkpoint = _last_checkpoint(folder / "run")
-    if checkpoint is None:  # what a training that was cut off before its first checkpoint left
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.name == ".lock" or path.unlink()
+    if checkpoint is None:
+        _clear(folder)
     run = make_run(bench, cell)
     seconds = {"preparation": round(time.monotonic() - start, 1)}
     begin = time.monotonic()
@@ -262,7 +337,9 @@ def _attack(bench: Bench, cell: Cell, folder: Path, aligned: dict[str, Any]) -> 
     seconds["measured_within"] = round(watch.seconds, 1)
     seconds["training"] = round(time.monotonic() - begin - watch.seconds, 1)
     begin = time.monotonic()
-    series = make_series(args.num_prompts, args.num_subset, bench.task, run.as_attacker_asks)
+    series = make_series(
+        args.num_prompts, args.num_subset, bench.task, run.as_attacker_asks, run.aligned.takes_system_prompts
+    )
     figures = measure(
         trainer.model, run.aligned.tokenizer, series, bench.task, bench.judge, folder / "answers", {"cell": cell.name}
     )

@@ -205,6 +205,20 @@ class StressArguments:
             "measure_at": self.measure_at,
         }
 
+    def num_rows_of(self, cell: Cell) -> int:
+        """Returns the number of rows that a cell trains on. Raises a `ValueError` where the grid does not say it."""
+        settings = self.describe(cell)
+        if settings["num_rows"] is not None:
+            return settings["num_rows"]
+        training = settings["training"]
+        steps, batch = training.get("max_steps", -1), training.get("per_device_train_batch_size")
+        if steps < 1 or batch is None:
+            raise ValueError(
+                f"`{cell.name}` has no `num_rows`, and its `training` is {training}, expected one with `max_steps` and "
+                "`per_device_train_batch_size`, which say how many rows are trained on. Give these, or `num_rows`."
+            )
+        return steps * batch * training.get("gradient_accumulation_steps", 1)
+
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """Returns from where, and in which steps, the cells of a shard are taken."""

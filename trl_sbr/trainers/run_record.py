@@ -18,6 +18,7 @@ from datasets import Dataset
 from datasets.naming import camelcase_to_snakecase
 from peft import PeftModel
 
+from ..anchors.adapters import AdapterFiles
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
 from ..anchors.provenance import cached_commit, is_hub_id
 from ..anchors.schema import read_json_as
@@ -35,6 +36,7 @@ MODEL_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 # Those that are never saved, and would be loaded all the same where the others are not. Not `pytorch_model_fsdp.bin`, which
 # FSDP adds to a checkpoint when all else is saved: no `from_pretrained` reads it
 _PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
 
 _TRAINING_SETTINGS = (
     "learning_rate",
@@ -114,9 +116,12 @@ class RunRecord(TypedDict):
 
 def find_weights(folder: Path) -> set[str]:
     """Names of the files in a folder that a model or an adapter is loaded from."""
-    patterns = ADAPTER_WEIGHTS + MODEL_WEIGHTS + _PICKLED_WEIGHTS
-    names = {path.name for path in folder.glob("*") if path.is_file()}
-    return {name for name in names if any(fnmatch.fnmatch(name, p) for p in patterns)}
+    return {path.name for path in folder.glob("*") if path.is_file() and is_weights(path.name)}
+
+
+def is_weights(name: str) -> bool:
+    """Whether a model or an adapter is loaded from a file of this name, in the folder itself."""
+    return "/" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS)
 
 
 def hash_files(folder: Path, others: Iterable[str] = ()) -> dict[str, str]:
@@ -260,6 +265,15 @@ def read_record(path: Path) -> RunRecord:
             "A save that was cut off leaves none: save again."
         )
     return read_json_as(RunRecord, path, "It is not the record of a training: save the model again.")
+
+
+def base_of(adapter: AdapterFiles, run: RunRecord | None) -> tuple[str | None, str | None]:
+    """The base model that an adapter names, and its revision: the commit of the training, if its record says one."""
+    config = adapter.read_config()
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if run is not None and run["base_model"]["name_or_path"] == base:
+        revision = run["base_model"]["revision"]
+    return base, revision
 
 
 def peft_settings(model: PeftModel) -> dict[str, Any]:
