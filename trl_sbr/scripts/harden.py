@@ -272,7 +272,9 @@ def harden(argv: list[str]) -> int:
     say(f"Asking {len(held_out_harmful) + len(held_out_benign)} held-out prompts, plain and behind openers.")
     before = measure(model, processing_class, held_out_harmful, held_out_benign)
     start = time.time()
-    say(f"Asking {len(harmful)} harmful and {len(benign)} benign prompts: the model's own answers are what it is held to.")
+    say(
+        f"Asking {len(harmful)} harmful and {len(benign)} benign prompts: the model's own answers are what it is held to."
+    )
     peft_config = get_peft_config(model_args)
     trainer = HardeningTrainer(model, training_args, processing_class, harmful, benign, peft_config)
     refused = sum(trainer.refused)
