@@ -82,7 +82,7 @@ class TestTraining:
 
     def test_full_fine_tuning(self, argv, refusing_model_dir, tmp_path, capsys):
         assert main(["sft", *argv, "--use_peft", "false", "--learning_rate", "1e-3"]) == 0
-        assert "Wrote the hardened model with its safety anchor" in capsys.readouterr().out
+        assert "Wrote the protected model with its safety anchor" in capsys.readouterr().out
         before = load_file(refusing_model_dir / "model.safetensors")
         after = load_file(tmp_path / "out" / "model.safetensors")
         torch.testing.assert_close(after["lm_head.weight"], before["lm_head.weight"], rtol=0, atol=0)
