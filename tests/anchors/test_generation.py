@@ -187,3 +187,8 @@ def test_a_model_screens_the_rows_of_a_dataset(tokenizer):
         answers = generate_answers(model, tokenizer, dataset["prompt"], max_new_tokens=24)
         screened = dataset.select([i for i, answer in enumerate(answers) if not is_refusal(answer)])
         assert screened["row"][:] == [1, 2, 3]
+
+
+def test_a_text_in_place_of_a_list_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="Expected a list of prompts, found the text 'What is bread\\?'"):
+        generate_answers(build_model("llama"), tokenizer, "What is bread?")

@@ -76,6 +76,9 @@ def generate_answers(
 
     Returns:
         `list[str]`: The answers, in the order of the prompts, without openers, special tokens and surrounding white space.
+
+    Raises:
+        ValueError: If the chat template drops part of a prompt, or a text is given for the list of prompts.
     """
     tokenizer = get_tokenizer(processing_class)
     input_ids = encode_prompts(processing_class, prompts, chat_template_kwargs, openers)

@@ -76,6 +76,14 @@ def as_messages(prompt: str | Messages) -> Messages:
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
+def _check_is_no_text(prompts: Iterable[str | Messages]) -> None:
+    if isinstance(prompts, str):  # whose letters would be prompts
+        raise ValueError(
+            f"Expected a list of prompts, found the text {_shorten(prompts)}. Put the prompt into a list; those of a file, "
+            "`trl_sbr.anchors.prompts.load_prompts` reads."
+        )
+
+
 def cross_system_prompts(
     prompts: Iterable[str | Messages], system_prompts: Sequence[str | None] | None
 ) -> list[Messages]:
@@ -94,11 +102,7 @@ def cross_system_prompts(
     Raises:
         ValueError: If a prompt has a system prompt of its own, or a text is given for either list.
     """
-    if isinstance(prompts, str):  # whose letters would be prompts
-        raise ValueError(
-            f"Expected a list of prompts, found the text {_shorten(prompts)}. Put the prompt into a list; those of a file, "
-            "`trl_sbr.anchors.prompts.load_prompts` reads."
-        )
+    _check_is_no_text(prompts)
     conversations = [as_messages(prompt) for prompt in prompts]
     if not system_prompts:
         return conversations
@@ -251,8 +255,9 @@ def encode_prompts(
         `list[list[int]]`: The token ids of each prompt, with those of its opener.
 
     Raises:
-        ValueError: If there is no chat template, or it drops part of a prompt.
+        ValueError: If there is no chat template, it drops part of a prompt, or a text is given for the list.
     """
+    _check_is_no_text(prompts)
     arguments = template_arguments(get_chat_template(processing_class), chat_template_kwargs)
     tokenizer = get_tokenizer(processing_class)
     encoded = []
