@@ -239,6 +239,21 @@ class TestSBRSFTTrainer:
         assert trainer.state.global_step == 0
         make_trainer(tmp_path, build_refusing_model(), anchors_per_step=4, **steps).train()
 
+    def test_run_that_is_stopped_before_all_anchors_had_their_turn_is_not_saved(self, tmp_path):
+        class Stop(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                control.should_training_stop = state.global_step == 2
+
+        settings = {"anchors_per_step": 3, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+        trainer = make_trainer(tmp_path, build_refusing_model(), callbacks=[Stop()], **settings)
+        trainer.train()
+        with pytest.raises(ValueError, match="run of 2 optimizer steps, and 8 anchors that take 3"):
+            trainer.save_model()
+        assert not (tmp_path / "adapter_model.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
+        trainer = make_trainer(tmp_path, build_refusing_model(), **settings)
+        trainer.train(resume_from_checkpoint=True)
+        trainer.save_model()
+
     def test_anchor_of_another_model_raises(self, tmp_path, model):
         anchor = capture(build_model("llama", seed=1))
         with pytest.raises(ValueError, match="final hidden states are not the anchor's"):

@@ -456,11 +456,14 @@ class SafetyAnchorMixin(PublishingMixin):
         record, which names their hashes: what a save that was cut off leaves is found out by it.
 
         Raises:
+            ValueError: If the run was ended before all anchors had their turn: its checkpoints are there, to go on from.
             OSError: If the folder holds what would pass for this run's, or another run is on in it.
         """
         folder = Path(output_dir or self.args.output_dir)
         if self._guard is not None:
             self._check_save()
+            if not (_internal_call and output_dir):  # a checkpoint is on the way
+                self._guard.check_all_have_a_turn(self.state.global_step)
         check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
         if self.anchor is None:
             check_holds_no_anchor(folder)

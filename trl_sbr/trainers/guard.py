@@ -63,7 +63,7 @@ class BottleneckGuard(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._term_added = False
-        self._check_all_have_a_turn(state.max_steps)  # of the whole run, where it is resumed
+        self.check_all_have_a_turn(state.max_steps)  # of the whole run, where it is resumed
         dtype = _dtype(self.unembedding)
         if self._is_placed_by_engine and torch.finfo(dtype).bits < torch.finfo(self._dtype).bits:
             self._dtype, self._sha256 = dtype, unembedding_sha256(self._model)  # DeepSpeed has rounded the weights
@@ -72,7 +72,8 @@ class BottleneckGuard(TrainerCallback):
         # Once: a walk over all modules costs more than the checks of a step
         self._named_parameters = list(self._model.named_parameters())
 
-    def _check_all_have_a_turn(self, num_steps: int) -> None:
+    def check_all_have_a_turn(self, num_steps: int) -> None:
+        """Raises a `ValueError` where so many steps are too few for all anchors to be trained on."""
         if 0 < num_steps < self._num_turns:
             num_anchors = len(self._config.prompts)
             raise ValueError(
