@@ -108,7 +108,7 @@ class TestProcesses:
     def test_two(self, write, text, flags, tmp_path):
         run = sft("--config", write(text + "anchor_loss_coef: 20\n"), *flags)
         assert run.returncode == 0, run.stderr
-        assert run.stdout.count("Wrote the hardened model with its safety anchor") == 1
+        assert run.stdout.count("Wrote the protected model with its safety anchor") == 1
         assert run.stdout.count("No GPU was found") == ("--cpu" not in flags)
         assert world_size(tmp_path) == 2
         # Check that the command which it names works with the same file
