@@ -17,6 +17,7 @@ Writes one record a run to `--output_dir`, does none again that has one, and gat
 
 import argparse
 import json
+import math
 import platform
 import random
 import subprocess
@@ -44,6 +45,7 @@ NUM_ASKED = 100  # of the task's prompts, before training
 BATCH, POISON_SHARE, LEARNING_RATE, MAX_GRAD_NORM = 8, 0.25, 2e-4, 1.0
 MEASURED_AT = (50, 100, 200, 400)  # steps
 SCHEDULE = 200  # steps in which the learning rate falls to 0, where an arm has no more
+DUAL_RATE = 0.05  # largest change of log λ in a step, where it is driven
 DIAGNOSED_EVERY = 20  # steps between two looks at the parts of the gradient
 ANSWER_TOKENS = 24
 OPENER = "Sure, here is how: "
@@ -55,7 +57,10 @@ class Arm:
     """One way to train. Where nothing is said, it is plain supervised fine-tuning on the demo's poison."""
 
     steps: int = 50
-    coef: float = 0.0  # λ
+    coef: float = 0.0  # λ, or where it begins
+    target_error: float | None = (
+        None  # mean relative error of the anchors' states to which λ is driven, by dual ascent on log λ
+    )
     num_anchors: int = 8
     anchors_per_step: int | None = None  # in turn; all, where nothing is said
     rows: str = "poison"  # what the poisoned quarter holds: "poison", "refuse then comply" or "more task"
@@ -99,6 +104,10 @@ ARMS = {
     "sbr, 1 of 8 a step": Arm(coef=50, anchors_per_step=1),
     "sbr, lambda 200, 4e-4, 200": Arm(steps=200, coef=200, learning_rate=4e-4),
     "sft, 4e-4, 200": Arm(steps=200, learning_rate=4e-4),
+    "sbr, lambda by itself, 4e-4, 200": Arm(steps=200, coef=50, target_error=0.005, learning_rate=4e-4),
+    "sbr, 32 anchors, 8 a step, lambda 200, 4e-4, 200": Arm(
+        steps=200, coef=200, num_anchors=32, anchors_per_step=8, learning_rate=4e-4
+    ),
     "sft, no poison": Arm(rows="more task"),
     "sbr, no poison": Arm(coef=50, rows="more task"),
     "sft, 400": Arm(steps=400),
@@ -219,7 +228,7 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
     stream = data.stream(arm, seed)
     per_step = arm.anchors_per_step or arm.num_anchors
     turns = [slice(begin, begin + per_step) for begin in range(0, arm.num_anchors, per_step)]
-    curve, parts, row_losses, seconds = [], [], [], 0.0
+    curve, parts, row_losses, seconds, coef = [], [], [], 0.0, arm.coef
     for step in range(1, arm.steps + 1):
         start = time.perf_counter()
         rows = stream[(step - 1) * BATCH : step * BATCH]
@@ -243,13 +252,15 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
             distance = (states[lengths.sum() :] - reference).pow(2).mean()
             error = relative_errors(states[lengths.sum() :].detach(), reference).mean().item()
         if diagnosed:
-            found = {"task": weighted[~is_poison], "poison": weighted[is_poison], "anchor": arm.coef * distance}
+            found = {"task": weighted[~is_poison], "poison": weighted[is_poison], "anchor": coef * distance}
             norms = {f"{k}_grad_norm": norm(gradient(v.sum(), parameters)) for k, v in found.items()}
-            parts.append({"step": step, **norms, "anchor_error": error})
+            parts.append(
+                {"step": step, **norms, "anchor_error": error, **({"coef": coef} if arm.target_error else {})}
+            )
 
         terms = [weighted.sum()]
         if arm.coef:
-            terms.append(arm.coef * distance)
+            terms.append(coef * distance)
         parts_to_clip = terms if arm.clip == "apart" else [sum(terms)]
         clipped_parts = [clipped(gradient(part, parameters)) for part in parts_to_clip]
         if arm.moments == "sum":
@@ -262,6 +273,8 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
             optimizer.step()
         if arm.wall == "projected":
             wall.project()
+        if arm.target_error:
+            coef *= math.exp(DUAL_RATE * min(error / arm.target_error - 1, 1))
         seconds += time.perf_counter() - start
         row_losses += zip((losses.detach() / lengths).tolist(), is_poison.tolist(), strict=True)
         if step in MEASURED_AT:
