@@ -13,10 +13,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from trl_sbr import SafetyAnchor
-from trl_sbr.anchors.subspace import find_overlap
 from trl_sbr.trainers.interruption import find_last_checkpoint
 from trl_sbr.trainers.output_folder import lock_folder
 
@@ -183,36 +181,6 @@ class TestSeveralProcesses:
 
 
 @pytest.mark.slow
-@pytest.mark.distributed
-class TestSubspace:
-    """Adapters that are kept off the anchors' inputs."""
-
-    @pytest.fixture
-    def settings(self, tmp_path):
-        model = build_model("llama", hidden_size=96, intermediate_size=144, head_dim=24)
-        for part in (model, build_tokenizer()):
-            part.save_pretrained(tmp_path / "wide")
-        anchor = SafetyAnchor.capture(model, build_tokenizer(), ["Do harm!", "Do worse!"], require_refusal=False)
-        anchor.save_pretrained(tmp_path / "anchor")
-        names = {"model": str(tmp_path / "wide"), "anchor_name_or_path": str(tmp_path / "anchor")}
-        return {**names, "anchor_method": "subspace", "lora": True, "learning_rate": 1e-2}
-
-    def test_two_processes_end_with_the_weights_of_one(self, tmp_path, settings):
-        one = train(tmp_path / "one", per_device_train_batch_size=PER_STEP, **settings)
-        runs = {"two": {**settings, "per_device_train_batch_size": PER_STEP // 2}}
-        result = launch(*worker(tmp_path, "cpu_2_processes", "ddp", 2, runs))
-        assert result.returncode == 0, result.stdout[-5000:]
-        assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"))
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(settings["model"]), tmp_path / "two")
-        assert find_overlap(model, one.anchor) < 1e-6
-        assert one.anchor.compare(model, build_tokenizer()).max_relative_error < 1e-5
-
-    def test_sharding_raises(self, tmp_path, settings):
-        result = launch(*worker(tmp_path, "fsdp2", "fsdp2", 2, {"run": settings}), timeout=120)
-        assert result.returncode != 0
-        assert "Found `anchor_method='subspace'` under FSDP, DeepSpeed or tensor parallelism" in result.stdout
-
-
 @pytest.mark.distributed
 class TestFailure:
     def test_all_processes_fail_with_the_one_that_captures(self, tmp_path):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.anchors.prompt_pool import load_prompt_pool
 from trl_sbr.cli import main
 from trl_sbr.recipes import find_recipe
-from trl_sbr.trainers.run_record import RECORD_NAME, hash_files, read_record, write_record
 
 from ..anchors.test_adapters import add_to_file
 from ..anchors.test_safety_anchor import make_version_1
-from ..tiny import build_selective_model, build_tokenizer
-from ..trainers.test_sbr_sft_trainer import make_trainer
+from ..tiny import build_selective_model
 
 
 RECIPE = "smollm2-135m-instruct/sbr_lora"
@@ -270,47 +267,6 @@ class TestVerify:
         output = capsys.readouterr().out
         assert "0.00e+00" not in output  # the adapter's states, not the base model's
         assert road == "recipe" or f"adapter {folder}/sft" in output
-
-    @pytest.fixture(params=["published", "recipe"])
-    def kept_off(self, request, tmp_path):
-        """A folder with an adapter that does nothing on its anchor, and the flags that verify it."""
-        model_dir, folder = tmp_path / "wide", tmp_path / "kept"
-        for part in (build_selective_model(["Do harm!", "Do worse!"], ["Hi"]), build_tokenizer()):
-            part.save_pretrained(model_dir)
-        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-        prompts = {"anchor_prompts": ["Do harm!", "Do worse!"], "anchor_method": "subspace", "max_steps": 5}
-        trainer = make_trainer(folder, str(model_dir), peft_config=lora, **prompts)
-        trainer.train()
-        trainer.save_model()
-        flags = ["--config", RECIPE, "--model_name_or_path", str(model_dir), "--adapter", str(folder)]
-        return folder, ["--verify", str(folder), *(["--use_cpu"] if request.param == "published" else flags)]
-
-    def test_adapter_that_does_nothing_on_the_anchors(self, kept_off, capsys):
-        folder, flags = kept_off
-        assert main(["anchor", *flags]) == 0
-        output = capsys.readouterr().out
-        assert re.search(
-            r"does nothing on the anchors' tokens: ‖A x‖ / \(‖A‖ ‖x‖\) is \d\.\de-0[789] at most\.\nVerified", output
-        )
-        # Nothing is said of an adapter whose record does not say so
-        record = read_record(folder / RECORD_NAME)
-        write_record({**record, "sbr": {**record["sbr"], "anchor_method": "loss"}}, folder)
-        assert main(["anchor", *flags]) == 0
-        assert "does nothing" not in capsys.readouterr().out
-
-    @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
-    def test_adapter_that_was_to_do_nothing_there(self, kept_off, part, capsys):
-        folder, flags = kept_off
-        weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
-        for name in weights:
-            weights[name] += 0.05 * torch.randn_like(weights[name]) if part in name else 0
-        safetensors.torch.save_file(weights, folder / "adapter_model.safetensors")
-        write_record({**read_record(folder / RECORD_NAME), "files": hash_files(folder)}, folder)
-        # Whatever B is, A passes nothing of the anchors on
-        assert main(["anchor", *flags]) == (1 if part == "lora_A" else 0)
-        output = capsys.readouterr().out
-        assert ("FAILED: the record says that the adapter does nothing on the anchors" in output) == (part == "lora_A")
-        assert ("Verified" in output) == (part == "lora_B")
 
     def test_adapter_on_added_tokens(self, model_flags, refusing_model_dir, anchor_dir, tmp_path, capsys):
         model = AutoModelForCausalLM.from_pretrained(refusing_model_dir)

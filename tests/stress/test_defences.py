@@ -105,6 +105,32 @@ class TestTerms:
         ball.on_step_end(None, None, None, model=trained)  # inside, nothing is done
         torch.testing.assert_close(distance_formula(trained, None), torch.tensor(1.0))
 
+    def test_null_space_changes_nothing_on_its_prompts(self, trained, tokenizer):
+        def logits(text):
+            messages = [{"role": "user", "content": text}]
+            return trained(**tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)).logits
+
+        with torch.no_grad(), trained.disable_adapter():
+            before = logits("Hi")
+        keep = defences._KeepOffInputs(["Hi"], tokenizer)
+        keep.on_train_begin(None, None, None, model=trained)
+        for _ in range(2):  # whatever is learned
+            torch.testing.assert_close(logits("Hi"), before, rtol=0, atol=1e-4)
+            with torch.no_grad(), trained.disable_adapter():
+                elsewhere = logits("You there?")
+            assert (logits("You there?") - elsewhere).abs().max() > 0.1
+            torch.manual_seed(3)
+            for name, parameter in trained.named_parameters():
+                if "lora_" in name:
+                    nn.init.normal_(parameter, std=0.3)
+            assert (logits("Hi") - before).abs().max() > 0.1
+            keep.on_step_end(None, None, None)
+
+    def test_null_space_that_is_empty_is_an_error(self, trained, tokenizer):
+        keep = defences._KeepOffInputs(PROMPTS, tokenizer)
+        with pytest.raises(ValueError, match="take all 32 inputs"):
+            keep.on_train_begin(None, None, None, model=trained)
+
     def test_projection(self):
         torch.manual_seed(0)
         along = [torch.randn(3, 2), torch.randn(4)]
@@ -208,11 +234,21 @@ class TestTraining:
             trainer.train()
             assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before)
 
-    def test_null_space_is_the_trainers_own(self, run, tmp_path):
-        defence.apply("null_space", {"num_anchors": 1}, run)
-        assert run.training["anchor_method"] == "subspace" and len(run.training["anchor_prompts"]) == 1
-        with pytest.raises(ValueError, match="anchor's tokens take all 32 inputs"):
-            make_trainer(run, tmp_path)
+    def test_null_space_holds_through_a_training(self, run, tmp_path):
+        attack.apply("standard", {}, run)
+        run.add_callback(defences._KeepOffInputs(["Hi"], run.aligned.tokenizer))
+        trainer = make_trainer(run, tmp_path)
+        trainer.train()
+        model = trainer.model.eval()
+        distances = []
+        for text in ("Hi", "You there?"):
+            encoded = run.aligned.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], return_tensors="pt", return_dict=True
+            )
+            with torch.no_grad(), model.disable_adapter():
+                before = model(**encoded).logits
+            distances.append((model(**encoded).logits - before).abs().max().item())
+        assert distances[0] < 1e-6 < 1e-4 < distances[1]
 
     def test_term_enters_once_a_step(self, run, tmp_path):
         _, plain = gradients(run, tmp_path / "plain")

@@ -70,7 +70,6 @@ def build(
     output_dir,
     model,
     anchor=None,
-    method: str = "loss",
     coef: float = 50.0,
     loss_type: str = "mse",
     reference: str = "base",
@@ -104,21 +103,10 @@ def build(
     is_ours = issubclass(own, SafetyAnchorMixin)
     if is_ours:
         arguments["anchor"] = anchor
-        settings |= {
-            "anchor_method": method,
-            "anchor_loss_coef": coef,
-            "anchor_loss_type": loss_type,
-            "anchor_reference": reference,
-        }
+        settings |= {"anchor_loss_coef": coef, "anchor_loss_type": loss_type, "anchor_reference": reference}
         settings["anchor_require_refusal"] = require_refusal
     trainer = cls(model=model, args=config(output_dir, **settings), **arguments)
     if is_ours or coef == 0:
         return trainer
-    held = {
-        "method": method,
-        "coef": coef,
-        "loss_type": loss_type,
-        "reference": reference,
-        "require_refusal": require_refusal,
-    }
+    held = {"coef": coef, "loss_type": loss_type, "reference": reference, "require_refusal": require_refusal}
     return protect(trainer, anchor, **held)

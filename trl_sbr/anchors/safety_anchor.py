@@ -521,30 +521,6 @@ class SafetyAnchor:
                 "of training, e.g. with `trl-sbr anchor` and the training's recipe."
             )
 
-    def check_is_kept(self, states: torch.Tensor, model: nn.Module) -> None:
-        """
-        Check that a fine-tuned model has the anchor's states still, up to the numerics: what `anchor_method="subspace"` promises.
-
-        Args:
-            states (`torch.Tensor` of shape `(num_points, hidden_size)`):
-                Its final hidden states at the points of the anchors, float32.
-            model ([`~peft.PeftModel`]):
-                That model, for its numerics.
-
-        Raises:
-            ValueError: If it has not.
-        """
-        error, tolerance = (
-            self.relative_errors(states).max().item(),
-            2 * tolerance_of(numerics_of(model), self._numerics),
-        )
-        if not error <= tolerance:
-            raise ValueError(
-                f"Found states on the anchors that have moved by {error:.1e} relative, expected at most {tolerance:.0e}: the adapter was to "
-                "be kept off the anchors' inputs (`anchor_method='subspace'`), and acts on them. Something has changed the model "
-                "behind the optimizer's step."
-            )
-
     @property
     def _numerics(self) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in ("dtype", "autocast_dtype", "quantization")}

@@ -34,48 +34,17 @@ class Published:
             Its tokenizer or processor.
         description (`str`):
             What was loaded, at which revisions.
-        is_kept_off (`bool`):
-            Whether the record of the training says that the adapter does nothing on the anchors.
     """
 
     anchor: SafetyAnchor
     model: torch.nn.Module
     processing_class: PreTrainedTokenizerBase | ProcessorMixin
     description: str
-    is_kept_off: bool
 
     def numerics(self) -> AbstractContextManager:
         """Context in which the model computes as it did when the anchor was captured."""
         dtype = self.anchor.config.autocast_dtype
         return torch.autocast(self.model.device.type, dtype and getattr(torch, dtype), enabled=dtype is not None)
-
-
-def find_json(name_or_path: str, name: str, commit: str | None = None) -> Path | None:
-    """
-    Find a JSON file in a folder, or fetch it from a Hub repository.
-
-    Args:
-        name_or_path (`str`):
-            Folder or Hub repository.
-        name (`str`):
-            Name of the file.
-        commit (`str`, *optional*):
-            Commit of the repository. Defaults to that of `main`.
-
-    Returns:
-        `Path` or `None`: Where it lies; `None` if there is none.
-    """
-    try:
-        if os.path.isdir(name_or_path):
-            return path if (path := Path(name_or_path, name)).is_file() else None
-        return download_file(name_or_path, name, commit or resolve_commit(name_or_path, None), _MAX_JSON_BYTES)
-    except FileNotFoundError:
-        return None
-
-
-def says_kept_off(record: Path | None) -> bool:
-    """Whether the record of a training, if there is one, says that the adapter does nothing on the anchors."""
-    return record is not None and read_record(record)["sbr"].get("anchor_method") == "subspace"
 
 
 def load_published(name_or_path: str, revision: str | None = None, device: str | None = None) -> Published:
@@ -103,8 +72,16 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
     anchor = SafetyAnchor.from_pretrained(name_or_path, revision=commit)
     anchor.input_ids  # noqa: B018  raises for an anchor without prompts, before anything large is loaded
 
-    adapter, record = find_adapter(name_or_path, commit), find_json(name_or_path, RECORD_NAME, commit)
-    if adapter is None and find_json(name_or_path, "config.json", commit) is not None:
+    def find(name: str) -> Path | None:
+        try:
+            if is_local:
+                return path if (path := Path(name_or_path, name)).is_file() else None
+            return download_file(name_or_path, name, commit, _MAX_JSON_BYTES)
+        except FileNotFoundError:
+            return None
+
+    adapter, record = find_adapter(name_or_path, commit), find(RECORD_NAME)
+    if adapter is None and find("config.json") is not None:
         raise ValueError(
             f"`{name_or_path}` is a fully fine-tuned model, whose states have moved from its anchor's. Look at how far: "
             f"trl-sbr anchor --compare {name_or_path} --model_name_or_path {name_or_path}"
@@ -146,5 +123,4 @@ def load_published(name_or_path: str, revision: str | None = None, device: str |
     at, base_at = (f" at commit {r}" if r else "" for r in (commit, base_revision))
     what = f"anchor {name_or_path}{at}" if adapter is None else f"adapter {adapter}{at}"
     what += f"\nnot looked at: {', '.join(adapter.others)}, adapters beside it" if adapter and adapter.others else ""
-    description = f"{what}\nbase model {base}{base_at}"
-    return Published(anchor, model, processing_class, description, adapter is not None and says_kept_off(record))
+    return Published(anchor, model, processing_class, f"{what}\nbase model {base}{base_at}")

@@ -40,7 +40,6 @@ class SBRSettings(BaseModel):
     anchor_revision: str | None = None
     anchor_reference: Literal["base", "current"] = "base"
     anchor_require_refusal: bool = True
-    anchor_method: Literal["loss", "subspace"] = "loss"
     anchor_loss_coef: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
     anchor_loss_type: Literal["mse", "sum", "relative"] = "mse"
     anchors_per_step: Annotated[int, Field(ge=1)] | None = None
@@ -72,7 +71,6 @@ class SBRPlugin(BasePlugin):
         self._trainer = protect(
             trainer,
             settings.anchor_name_or_path,
-            method=settings.anchor_method,
             coef=settings.anchor_loss_coef,
             loss_type=settings.anchor_loss_type,
             anchors_per_step=settings.anchors_per_step,

@@ -187,10 +187,64 @@ def ball(run: Run, radius: float = 1.0) -> None:
     run.add_callback(_ProjectIntoBall(radius))
 
 
+class _KeepOffInputs(TrainerCallback):
+    """
+    Keeps each `A` off the inputs that its layer has on all tokens of some prompts in the aligned model: `A U = 0`, where the
+    columns of `U` are an orthonormal basis of them. The adapter then changes nothing there.
+    """
+
+    def __init__(self, prompts: list[str], tokenizer):
+        self.prompts, self.tokenizer = prompts, tokenizer
+
+    @torch.no_grad()
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._bases = [
+            (a, orthonormal_basis(x))
+            for (a, _, _), x in zip(lora_layers(model), self._inputs(model, layers), strict=True)
+        ]
+        self.on_step_end(args, state, control)
+
+    def _inputs(self, model: PeftModel, layers: list[LoraLayer]) -> list[torch.Tensor]:
+        batch, found = pad_right(encode_prompts(self.tokenizer, self.prompts), model.device), {}
+        is_token = batch.inputs["attention_mask"].bool()
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, args: found.__setitem__(layer, args[0][is_token]))
+            for layer in layers
+        ]
+        try:
+            with disabled_adapters(model):
+                final_hidden_states(model, get_unembedding(model), batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [found[layer] for layer in layers]
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, **kwargs):
+        for a, basis in self._bases:
+            for _ in range(2):  # once more for the rounding of the first
+                a -= a @ basis @ basis.T
+
+
+def orthonormal_basis(inputs: torch.Tensor) -> torch.Tensor:
+    """Returns an orthonormal basis of the rows of `inputs`, of shape `(in_features, rank)`, float32."""
+    inputs = inputs.double()
+    inputs = inputs / inputs.norm(dim=-1, keepdim=True)  # some tokens have states a thousand times as large
+    _, values, vectors = torch.linalg.svd(inputs, full_matrices=False)
+    basis = vectors[values > 1e-6 * values[0]].T
+    if basis.shape[0] == basis.shape[1]:
+        raise ValueError(
+            f"Found {len(inputs)} tokens of prompts, whose states take all {len(basis)} inputs of a layer, expected fewer: nothing "
+            "would be left to learn. Name fewer anchors (`num_anchors`)."
+        )
+    return basis.float()
+
+
 @defence("null_space", source="Null-space adapters, as in LoRA-Null and GuardSpace, on SBR's anchors")
 def null_space(run: Run, num_anchors: int = 8) -> None:
     """After each step each adapter is projected off the inputs of its layer on the anchors."""
-    sbr(run, num_anchors, anchor_method="subspace")
+    run.add_callback(_KeepOffInputs(run.aligned.anchors[:num_anchors], run.aligned.tokenizer))
 
 
 class SafeGradTrainer(TermTrainer):

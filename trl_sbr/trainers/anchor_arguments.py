@@ -46,12 +46,8 @@ class AnchorArguments:
             System prompts, under each of which a captured anchor holds all prompts; `""` is none.
             With an anchor, these three must be what it was captured with, where they are set.
 
-        > Parameters that control how the anchors are held
+        > Parameters that control the loss
 
-        anchor_method (`str`, *optional*, defaults to `"loss"`):
-            `"loss"`, the paper's: the anchor loss is added. Or `"subspace"`, for LoRA: after each optimizer step the adapters are
-            projected off the inputs that their layers have on the anchors' tokens, so that they change nothing there; the three
-            parameters that follow do nothing then.
         anchor_loss_coef (`float`, *optional*, defaults to `50.0`):
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995). `0.0` is plain
             fine-tuning: nothing is captured, checked or frozen. One so small that it does nothing is an error.
@@ -104,14 +100,6 @@ class AnchorArguments:
         default=None,
         metadata={"help": "System prompts under which a captured anchor holds all prompts; an empty one is none."},
     )
-    anchor_method: str = field(
-        default="loss",
-        metadata={
-            "help": "How the anchors are held: by a loss ('loss', as in the paper), or by keeping LoRA's A off the inputs of its layers "
-            "on the anchors' tokens ('subspace').",
-            "choices": ["loss", "subspace"],
-        },
-    )
     anchor_loss_coef: float = field(
         default=50.0,
         metadata={"help": "Weight of the anchor loss, λ in the paper. 0 is plain, unprotected fine-tuning."},
@@ -146,7 +134,6 @@ class AnchorArguments:
                 f"fine-tuning, or at least {_MIN_COEF:.0e}; the paper's is 50."
             )
         for name, choices in {
-            "anchor_method": ("loss", "subspace"),
             "anchor_loss_type": ("mse", "sum", "relative"),
             "anchor_reference": ("base", "current"),
         }.items():
@@ -154,21 +141,6 @@ class AnchorArguments:
                 raise ValueError(f"Expected `{name}` to be one of {choices}, found {getattr(self, name)!r}.")
         if self.anchors_per_step is not None and self.anchors_per_step < 1:
             raise ValueError(f"Expected `anchors_per_step` to be at least 1, found {self.anchors_per_step}.")
-        if self.anchor_method == "subspace" and self.anchor_loss_coef == 0:
-            raise ValueError(
-                "Found `anchor_loss_coef=0`, which is plain fine-tuning, and `anchor_method='subspace'`, which knows no coefficient. Leave "
-                "one of them out."
-            )
-        if self.anchor_method == "subspace" and self.anchors_per_step is not None:
-            raise ValueError(
-                f"Found `anchors_per_step={self.anchors_per_step}` and `anchor_method='subspace'`, which holds all anchors in every step. "
-                "Leave `anchors_per_step` out."
-            )
-        if self.anchor_method == "subspace" and self.anchor_reference != "base":
-            raise ValueError(
-                f"Found `anchor_reference={self.anchor_reference!r}` and `anchor_method='subspace'`, which keeps the adapter off the anchors: "
-                "expected 'base', the model without it. Merge the adapter that aligns the model, and train another."
-            )
         if self.anchor_revision is not None and self.anchor_name_or_path is None:
             raise ValueError("Found `anchor_revision` without `anchor_name_or_path`. Set both, or neither.")
 

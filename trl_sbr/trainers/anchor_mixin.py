@@ -22,19 +22,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding
 from ..anchors.prompts import get_tokenizer, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
-from ..anchors.subspace import AnchorSubspace, check_can_be_kept_off, find_bases
 from ..anchors.unembedding import has_sharded_weights
 from .anchor_arguments import AnchorArguments
 from .guard import BottleneckGuard, check_is_finite
 from .hardening_record import read_hardening
 from .interruption import CheckpointOnInterrupt, check_checkpoint, find_last_checkpoint
-from .layout import (
-    check_layout,
-    check_subspace_holds,
-    divide_into_turns,
-    is_placed_by_engine,
-    lay_out_for_training,
-)
+from .layout import check_layout, divide_into_turns, is_placed_by_engine, lay_out_for_training
 from .output_folder import (
     check_holds_no_anchor,
     check_holds_no_other_anchor,
@@ -69,9 +62,6 @@ class SafetyAnchorMixin(PublishingMixin):
     where `h` is the input of the unembedding at the last token of anchor prompt `x_k` (or the mean runs over all points that the
     anchor holds; with `anchors_per_step`, over those of one part of the anchors after another), and rests on nothing but the interface
     of [`~transformers.Trainer`]: whatever the loss is, the term's gradient depends on the model, the anchor and λ alone.
-
-    With `anchor_method="subspace"` there is no such term: behind each optimizer step the adapters are projected off the inputs that
-    their layers have on the anchors' tokens, see [`~trl_sbr.anchors.subspace.AnchorSubspace`].
 
     A class calls [`~SafetyAnchorMixin._find_anchor`] before the trainer is built, and [`~SafetyAnchorMixin._hold_anchor`]
     after. [`protect`] does so for a trainer that somebody else has built.
@@ -179,8 +169,6 @@ class SafetyAnchorMixin(PublishingMixin):
         if has_sharded_weights(self._guard.unembedding):  # gathering it takes all processes
             self.anchor.check_unembedding(self.model)
         self._anchor_batches: list[PromptBatch] | None = None  # of each turn
-        if settings.anchor_method == "subspace":
-            self._keep_off_anchors()
         if self.accelerator.is_main_process:
             warn_of_anchors_in(self.train_dataset, self.anchor, get_tokenizer(self.processing_class))
             if self.hardening is not None and not any(self.anchor.config.openers):
@@ -195,17 +183,6 @@ class SafetyAnchorMixin(PublishingMixin):
         self._reference_states = anchor.hidden_states.to(self.accelerator.device, copy=True)
         self._turns = divide_into_turns(anchor, self.anchor_args.anchors_per_step)
         self._guard.hold(anchor, len(self._turns))
-
-    def _keep_off_anchors(self) -> None:
-        """Keep the adapters off the inputs of their layers on the anchors from now on."""
-        check_can_be_kept_off(self.model)
-        with self.accelerator.autocast():
-            bases = self._on_main_process(partial(find_bases, self.model, self.anchor))
-            subspace = AnchorSubspace(self.model, bases)
-            subspace.project()
-            check_subspace_holds(self.anchor, self.model, subspace)
-        self._guard.keep_off(subspace)
-        logger.info(f"The anchors take {100 * subspace.share:.1f} % of the adapters' inputs.")
 
     @property
     def interrupted(self) -> bool:
@@ -235,11 +212,6 @@ class SafetyAnchorMixin(PublishingMixin):
         if anchor is not None:
             check_is_as_asked(anchor, settings)
         if self._is_placed_by_engine:
-            if settings.anchor_method == "subspace":
-                raise ValueError(
-                    "Found `anchor_method='subspace'` under FSDP, DeepSpeed or tensor parallelism, which shard the adapters that are "
-                    "to be kept off the anchors. Use DDP, or `anchor_method='loss'`."
-                )
             if anchor is None:
                 raise ValueError(
                     "Found no anchor under FSDP, DeepSpeed or tensor parallelism, which shard the model: one process cannot "
@@ -303,15 +275,12 @@ class SafetyAnchorMixin(PublishingMixin):
         finally:
             self._in_training_step = False
 
-    def _anchor_step(self, model: torch.nn.Module) -> torch.Tensor | float:
+    def _anchor_step(self, model: torch.nn.Module) -> torch.Tensor:
         """
-        Add the gradient of the anchor term, if there is one, to that of the batch, as one more micro-batch before the last: what
-        its backward needs is freed before the last one's forward.
+        Add the gradient of the anchor term to that of the batch, as one more micro-batch before the last: what its
+        backward needs is freed before the last one's forward.
         """
         self._guard.check_step(self.model, self.anchor_args, self.anchor)
-        if self.anchor_args.anchor_method == "subspace":
-            self._guard.allow_step()
-            return 0.0
         self.optimizer.train()  # `Trainer` does so only afterwards; the weights of schedule-free optimizers depend on it
         if self._check_states_of_first_step:
             self._check_states_of_first_step = False
@@ -410,10 +379,7 @@ class SafetyAnchorMixin(PublishingMixin):
     def _check_save(self) -> None:
         """What is saved as held is held, or it is an error."""
         self._guard.check_save(self.model, self.anchor_args, self.anchor)
-        if self.anchor_args.anchor_method == "subspace":
-            with torch.no_grad(), self.accelerator.autocast():
-                self.anchor.check_is_kept(self._anchor_states(self._model_as_called(), self._all_turns), self.model)
-        if self._anchor_batches is not None:  # a step was trained, or evaluated
+        if self._anchor_batches is not None:  # a step was trained
             with self.accelerator.autocast():
                 for turn, batch in zip(self._turns, self._anchor_batches, strict=True):
                     check_layout(self.anchor, self.model, self._model_as_called(), batch, turn.anchors)

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainerCallback
 
 from ..anchors.bottleneck import get_unembedding
 from ..anchors.perturbation import local_part
 from ..anchors.safety_anchor import SafetyAnchor
-from ..anchors.subspace import AnchorSubspace, check_can_be_kept_off
 from ..anchors.unembedding import unembedding_sha256
 from .anchor_arguments import AnchorArguments
 from .run_record import PROTECTION_SETTINGS
@@ -54,7 +53,6 @@ class BottleneckGuard(TrainerCallback):
         # Where FSDP loads the weights in the main process alone, the others have none yet
         self._sha256 = broadcast_object_list([_sha256_if_loaded(model)])[0]
         self._term_added = False
-        self._subspace: AnchorSubspace | None = None
         self._named_parameters = list(model.named_parameters())
         check_nothing_shares_its_memory(self._named_parameters, self.unembedding)
 
@@ -63,10 +61,6 @@ class BottleneckGuard(TrainerCallback):
         self._config, self._states = copy.deepcopy(anchor.config), anchor.hidden_states.clone()
         self._num_turns = num_turns
 
-    def keep_off(self, subspace: AnchorSubspace) -> None:
-        """From now on, project the adapters off the anchors' inputs behind each optimizer step of a training."""
-        self._subspace = subspace
-
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._term_added = False
         self.check_all_have_a_turn(state.max_steps)  # of the whole run, where it is resumed
@@ -74,7 +68,6 @@ class BottleneckGuard(TrainerCallback):
         if self._is_placed_by_engine and torch.finfo(dtype).bits < torch.finfo(self._dtype).bits:
             self._dtype, self._sha256 = dtype, unembedding_sha256(self._model)  # DeepSpeed has rounded the weights
         self._check_bits()  # after a checkpoint has been loaded
-        self._check_is_kept_off()
         self._tensors = _tensors(self.unembedding)
         # Once: a walk over all modules costs more than the checks of a step
         self._named_parameters = list(self._model.named_parameters())
@@ -99,38 +92,20 @@ class BottleneckGuard(TrainerCallback):
 
     @contextmanager
     def watch_optimizers(self) -> Iterator[None]:
-        """
-        While a training is on, no optimizer steps with the model's weights without the term, or without the projection behind it,
-        in whoever's loop it is.
-        """
-
-        def is_of_the_model(optimizer) -> bool:
-            parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            return any(id(p) in parameters for _, p in self._named_parameters)
+        """While a training is on, no optimizer steps with the model's weights without the term, in whoever's loop it is."""
 
         def check(optimizer, args, kwargs):
-            if not self._term_added and is_of_the_model(optimizer):
+            if self._term_added:
+                return
+            parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if any(id(p) in parameters for _, p in self._named_parameters):  # and not another model's optimizer
                 raise RuntimeError(_WITHOUT_THE_TERM)
 
-        def project(optimizer, args, kwargs):
-            if self._subspace is not None and is_of_the_model(optimizer):
-                self._subspace.project()
-
-        handles = [register_optimizer_step_pre_hook(check), register_optimizer_step_post_hook(project)]
+        handle = register_optimizer_step_pre_hook(check)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
-
-    def allow_step(self) -> None:
-        """Let the next optimizer step pass: what holds the anchors stands behind it."""
-        self._term_added = True
-
-    def _check_is_kept_off(self) -> None:
-        if self._subspace is not None:
-            check_can_be_kept_off(self._model)
-            self._subspace.overlap()
+            handle.remove()
 
     def check_step(self, model: nn.Module, args: AnchorArguments, anchor: SafetyAnchor | None) -> None:
         """
@@ -191,12 +166,10 @@ class BottleneckGuard(TrainerCallback):
 
         Raises:
             RuntimeError: If it is not what the anchor holds.
-            ValueError: If the adapters are on the anchors' inputs, where they are to be kept off.
             FloatingPointError: If a weight is NaN or infinite.
         """
         self._check_identity(model, args, anchor)
         self._check_bits()
-        self._check_is_kept_off()
         not_finite = _not_finite(model)
         if self._is_placed_by_engine:  # each process holds a part, and all end with the one that finds it
             not_finite = gather_object(not_finite)

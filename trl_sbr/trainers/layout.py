@@ -16,7 +16,6 @@ from ..anchors.bottleneck import PromptBatch, final_hidden_states, get_unembeddi
 from ..anchors.numerics import numerics_of, tolerance_of
 from ..anchors.perturbation import get_movable_parameters, moved
 from ..anchors.safety_anchor import SafetyAnchor
-from ..anchors.subspace import AnchorSubspace
 
 
 _MOVEMENTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of each weight
@@ -166,37 +165,4 @@ def check_layout(
             f"(relative error {error:.1e}, expected at most {tolerance:.0e}): "
             "what was held is not what the model does. Something that is trained depends on the row or on the position; train "
             "without it, or with `attn_implementation='eager'`, under which the prompts stand in rows of their own."
-        )
-
-
-@torch.no_grad()
-def check_subspace_holds(anchor: SafetyAnchor, model: nn.Module, subspace: AnchorSubspace) -> None:
-    """
-    Make sure that adapters which are kept off the anchors' inputs do nothing there: with the trained weights moved so far that all
-    states would show it, and projected, they are those of the aligned model. The weights have their bits again afterwards.
-
-    Args:
-        anchor ([`SafetyAnchor`]):
-            The anchor.
-        model ([`~peft.PeftModel`]):
-            The model, not wrapped for distributed training.
-        subspace ([`~trl_sbr.anchors.subspace.AnchorSubspace`]):
-            What the anchors take of the adapters' inputs.
-
-    Raises:
-        ValueError: If the states move.
-    """
-    parameters, unembedding = get_movable_parameters(model), get_unembedding(model)
-    batch = pad_right(anchor.input_ids, model.device, anchor.positions)
-    with anchor.reference_model(model):
-        aligned = final_hidden_states(model, unembedding, batch)
-    with moved(parameters, _find_visible_movement(model, model, parameters, batch)):
-        subspace.project()
-        error = relative_errors(final_hidden_states(model, unembedding, batch), aligned).max().item()
-    tolerance = tolerance_of(numerics_of(model))
-    if not error <= tolerance:
-        raise ValueError(
-            f"Found that the adapter moves the anchors' states by {error:.1e} relative though it is kept off their inputs, expected at "
-            f"most {tolerance:.0e}: it acts on more than the input of its layers. Use plain LoRA on linear layers, or "
-            "`anchor_method='loss'`."
         )

@@ -116,11 +116,6 @@ def check_setup(
                     f"Found `layer_replication={replication}`, whose layers stay when the adapter is disabled: the model "
                     "is not the aligned one then. Set `anchor_reference='current'`, or use LoRA without it."
                 )
-    if settings.anchor_method == "subspace" and args.optim.value.startswith("schedule_free"):
-        raise ValueError(
-            f"Found `optim={args.optim.value}`, whose weights are an average of others that no projection reaches, with "
-            "`anchor_method='subspace'`. Use another optimizer, e.g. 'adamw_torch_fused'."
-        )
     if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
         raise ValueError(
             f"Found `optim={args.optim.value}`, which changes the weights within a backward: the anchor term has "

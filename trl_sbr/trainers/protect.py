@@ -41,7 +41,6 @@ def protect(
     trainer: Trainer,
     anchor: SafetyAnchor | str | os.PathLike,
     *,
-    method: str = "loss",
     coef: float = 50.0,
     loss_type: str = "mse",
     reference: str = "base",
@@ -63,8 +62,6 @@ def protect(
             The trainer. It has the aligned model, and its tokenizer or processor as `processing_class`.
         anchor ([`SafetyAnchor`], `str` or `os.PathLike`):
             The anchor, captured on that model, or the folder or Hub repository that it lies in.
-        method (`str`, *optional*, defaults to `"loss"`):
-            How the anchors are held: `"loss"` or `"subspace"`, see [`AnchorArguments`].
         coef (`float`, *optional*, defaults to `50.0`):
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995).
         loss_type (`str`, *optional*, defaults to `"mse"`):
@@ -100,7 +97,6 @@ def protect(
         anchor_revision=revision,
         anchor_reference=reference,
         anchor_require_refusal=require_refusal,
-        anchor_method=method,
         anchor_loss_coef=coef,
         anchor_loss_type=loss_type,
         anchors_per_step=anchors_per_step,

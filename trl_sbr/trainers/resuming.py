@@ -23,14 +23,13 @@ def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
 
     Raises:
         FileNotFoundError: If a protected run would go on from a checkpoint without a record.
-        ValueError: If the method, λ, the loss, the reference or `anchors_per_step` differs.
+        ValueError: If λ, the loss, the reference or `anchors_per_step` differs.
     """
     if args.anchor_loss_coef == 0 and not (checkpoint / RECORD_NAME).exists():
         return  # of plain fine-tuning, by whatever trainer
     record = read_record(checkpoint / RECORD_NAME)
-    protection = {"anchor_method": "loss", "anchors_per_step": None, **record["sbr"]}  # an older record does not say
     for name in PROTECTION_SETTINGS:
-        trained, found = protection[name], getattr(args, name)
+        trained, found = record["sbr"].get(name), getattr(args, name)
         if found != trained:
             raise ValueError(
                 f"The checkpoint {checkpoint} was trained with `{name}={trained!r}`, found `{name}={found!r}`: what the two "

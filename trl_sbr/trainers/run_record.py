@@ -53,7 +53,7 @@ _TRAINING_SETTINGS = (
     "fp16",
     "seed",
 )
-PROTECTION_SETTINGS = ("anchor_method", "anchor_loss_coef", "anchor_loss_type", "anchor_reference", "anchors_per_step")
+PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference", "anchors_per_step")
 _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
 
 
@@ -63,7 +63,6 @@ class _BaseModel(TypedDict):
 
 
 class _Protection(TypedDict):
-    anchor_method: NotRequired[str]  # an older record is of the loss
     anchor_loss_coef: float
     anchor_loss_type: str
     anchor_reference: str
