@@ -57,7 +57,7 @@ class Arm:
     """One way to train. Where nothing is said, it is plain supervised fine-tuning on the demo's poison."""
 
     steps: int = 50
-    coef: float = 0.0  # λ, or where it begins
+    coef: float = 0.0  # λ, or the least that it is
     target_error: float | None = (
         None  # mean relative error of the anchors' states to which λ is driven, by dual ascent on log λ
     )
@@ -105,6 +105,10 @@ ARMS = {
     "sbr, lambda 200, 4e-4, 200": Arm(steps=200, coef=200, learning_rate=4e-4),
     "sft, 4e-4, 200": Arm(steps=200, learning_rate=4e-4),
     "sbr, lambda by itself, 4e-4, 200": Arm(steps=200, coef=50, target_error=0.005, learning_rate=4e-4),
+    "sbr, lambda by itself, 2e-4, 200": Arm(steps=200, coef=50, target_error=0.005),
+    "sbr, lambda by itself to 0.01, 4e-4, 200": Arm(steps=200, coef=50, target_error=0.01, learning_rate=4e-4),
+    "sbr, lambda by itself to 0.0025, 4e-4, 200": Arm(steps=200, coef=50, target_error=0.0025, learning_rate=4e-4),
+    "sbr, lambda 500, 4e-4, 200": Arm(steps=200, coef=500, learning_rate=4e-4),
     "sbr, 32 anchors, 8 a step, lambda 200, 4e-4, 200": Arm(
         steps=200, coef=200, num_anchors=32, anchors_per_step=8, learning_rate=4e-4
     ),
@@ -274,7 +278,7 @@ def train(arm: Arm, seed: int, data: Data, model, anchor, asks, sft_losses: list
         if arm.wall == "projected":
             wall.project()
         if arm.target_error:
-            coef *= math.exp(DUAL_RATE * min(error / arm.target_error - 1, 1))
+            coef = max(arm.coef, coef * math.exp(DUAL_RATE * min(error / arm.target_error - 1, 1)))
         seconds += time.perf_counter() - start
         row_losses += zip((losses.detach() / lengths).tolist(), is_poison.tolist(), strict=True)
         if step in MEASURED_AT:
