@@ -34,6 +34,7 @@ RUNS = {
         "monitor": {"monitor_steps": 1},
     },
     "lora, uneven": {"lora": True, "num_rows": 28},  # 4 rows are left for the last step; the first 8 fill it up
+    "lora, target error": {"lora": True, "anchor_target_error": 1e-4},
     "full": {"gradient_checkpointing": True, "save_strategy": "steps", "save_steps": 1},
     "full, accumulation": {"gradient_accumulation_steps": 2, "monitor": {"monitor_steps": 1}},
     "full, tied embeddings": {"model": "llama-tied"},

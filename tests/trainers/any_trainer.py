@@ -71,6 +71,7 @@ def build(
     model,
     anchor=None,
     coef: float = 50.0,
+    target_error: float | None = None,
     loss_type: str = "mse",
     reference: str = "base",
     require_refusal: bool = False,
@@ -104,9 +105,15 @@ def build(
     if is_ours:
         arguments["anchor"] = anchor
         settings |= {"anchor_loss_coef": coef, "anchor_loss_type": loss_type, "anchor_reference": reference}
-        settings["anchor_require_refusal"] = require_refusal
+        settings |= {"anchor_require_refusal": require_refusal, "anchor_target_error": target_error}
     trainer = cls(model=model, args=config(output_dir, **settings), **arguments)
     if is_ours or coef == 0:
         return trainer
-    held = {"coef": coef, "loss_type": loss_type, "reference": reference, "require_refusal": require_refusal}
+    held = {
+        "target_error": target_error,
+        "coef": coef,
+        "loss_type": loss_type,
+        "reference": reference,
+        "require_refusal": require_refusal,
+    }
     return protect(trainer, anchor, **held)

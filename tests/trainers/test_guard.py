@@ -249,6 +249,7 @@ class TestSettings:
         [
             ("anchor_loss_coef", 0.0),
             ("anchor_loss_coef", -1.0),
+            ("anchor_target_error", 0.5),
             ("anchor_loss_type", "sum"),
             ("anchor_reference", "current"),
         ],

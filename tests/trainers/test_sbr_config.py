@@ -18,6 +18,12 @@ class TestSBRConfig:
             ({"anchor_loss_coef": float("inf")}, "finite `anchor_loss_coef`"),
             ({"anchor_loss_coef": 1e-300}, "`anchor_loss_coef=1e-300`, which does nothing in float32"),
             ({"anchor_loss_coef": 1e-20}, "which does nothing in float32. Expected 0, .* or at least 1e-14"),
+            ({"anchor_target_error": 0.0}, "`anchor_target_error` between 0 and 1, found 0.0"),
+            ({"anchor_target_error": float("nan")}, "`anchor_target_error` between 0 and 1, found nan"),
+            (
+                {"anchor_target_error": 0.1, "anchor_loss_coef": 0.0},
+                "`anchor_target_error=0.1` and `anchor_loss_coef=0`",
+            ),
             ({"anchor_loss_type": "l1"}, "`anchor_loss_type` to be one of .*, found 'l1'"),
             ({"anchor_reference": "adapter"}, "`anchor_reference` to be one of .*, found 'adapter'"),
             ({"chat_template_kwargs": "calm"}, "Expected `chat_template_kwargs` to be variables .*, found 'calm'"),

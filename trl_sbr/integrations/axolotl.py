@@ -41,6 +41,7 @@ class SBRSettings(BaseModel):
     anchor_reference: Literal["base", "current"] = "base"
     anchor_require_refusal: bool = True
     anchor_loss_coef: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
+    anchor_target_error: Annotated[float, Field(gt=0, lt=1)] | None = None
     anchor_loss_type: Literal["mse", "sum", "relative"] = "mse"
     anchors_per_step: Annotated[int, Field(ge=1)] | None = None
 
@@ -72,6 +73,7 @@ class SBRPlugin(BasePlugin):
             trainer,
             settings.anchor_name_or_path,
             coef=settings.anchor_loss_coef,
+            target_error=settings.anchor_target_error,
             loss_type=settings.anchor_loss_type,
             anchors_per_step=settings.anchors_per_step,
             reference=settings.anchor_reference,

@@ -51,6 +51,10 @@ class AnchorArguments:
         anchor_loss_coef (`float`, *optional*, defaults to `50.0`):
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995). `0.0` is plain
             fine-tuning: nothing is captured, checked or frozen. One so small that it does nothing is an error.
+        anchor_target_error (`float`, *optional*):
+            Mean relative error `‖h - h_ref‖ / ‖h_ref‖` of the anchors' states that is allowed, e.g. `0.005`. λ begins at
+            `anchor_loss_coef`, rises by up to 5 % a step while the error is larger, to 100 times that at most, and falls back to
+            it while the error is smaller (dual ascent on log λ). Without it, λ is constant.
         anchor_loss_type (`str`, *optional*, defaults to `"mse"`):
             Distance `d(h, h_ref)` of which the mean over the anchors' points is taken: `"mse"`, `‖h - h_ref‖²` averaged over
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
@@ -104,6 +108,13 @@ class AnchorArguments:
         default=50.0,
         metadata={"help": "Weight of the anchor loss, λ in the paper. 0 is plain, unprotected fine-tuning."},
     )
+    anchor_target_error: float | None = field(
+        default=None,
+        metadata={
+            "help": "Mean relative error of the anchors' states that is allowed: λ rises above anchor_loss_coef while it is larger. "
+            "Defaults to a constant λ."
+        },
+    )
     anchor_loss_type: str = field(
         default="mse",
         metadata={
@@ -132,6 +143,13 @@ class AnchorArguments:
             raise ValueError(
                 f"Found `anchor_loss_coef={self.anchor_loss_coef}`, which does nothing in float32. Expected 0, which is plain "
                 f"fine-tuning, or at least {_MIN_COEF:.0e}; the paper's is 50."
+            )
+        if self.anchor_target_error is not None and not 0 < self.anchor_target_error < 1:
+            raise ValueError(f"Expected `anchor_target_error` between 0 and 1, found {self.anchor_target_error}.")
+        if self.anchor_target_error is not None and self.anchor_loss_coef == 0:
+            raise ValueError(
+                f"Found `anchor_target_error={self.anchor_target_error}` and `anchor_loss_coef=0`, which is plain fine-tuning. Leave one of "
+                "them out."
             )
         for name, choices in {
             "anchor_loss_type": ("mse", "sum", "relative"),

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
 
-from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding
+from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, relative_errors
 from ..anchors.prompts import get_tokenizer, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.unembedding import has_sharded_weights
@@ -50,6 +51,9 @@ from .run_record import hash_files, subfolder_weights
 
 
 logger = get_logger(__name__)
+
+_DUAL_RATE = 0.05  # largest change of log λ in a step
+_MAX_RISE = 100.0  # largest λ, in those that it begins at
 
 
 class SafetyAnchorMixin(PublishingMixin):
@@ -141,6 +145,7 @@ class SafetyAnchorMixin(PublishingMixin):
         """
         check_rows(self.train_dataset)
         self.anchor_args = settings
+        self._anchor_coef = settings.anchor_loss_coef  # λ of the next step
         self.dataset_names = []
         self.hardening = self._on_main_process(
             partial(read_hardening, self.model.config._name_or_path, self._model_revision)
@@ -150,7 +155,8 @@ class SafetyAnchorMixin(PublishingMixin):
         self.anchor, self._guard = None, None
         self._saved_files = None  # of `output_dir`, with their hashes
         self._in_training_step = False
-        self._unlogged: list[tuple[float, float]] = []  # anchor loss and cosine of the steps since the last log
+        # Anchor loss, cosine and term of the steps since the last log
+        self._unlogged: list[tuple[float, float, float]] = []
         if settings.anchor_loss_coef == 0:
             check_holds_no_anchor(Path(self.args.output_dir))
             logger.warning("`anchor_loss_coef` is 0: this run is plain fine-tuning and is NOT protected by SBR.")
@@ -291,22 +297,33 @@ class SafetyAnchorMixin(PublishingMixin):
         # DDP decides in the forward whether the backward synchronizes: that of the batch does, for both
         is_ddp = isinstance(model, DistributedDataParallel)
         with model.no_sync() if is_ddp else contextlib.nullcontext():
-            term = self._anchor_term(model)
+            term, error = self._anchor_term(model)
             self._anchor_backward(term)
+        self._drive_coef(error)
         return term.detach()
 
-    def _anchor_term(self, model: nn.Module) -> torch.Tensor:
+    def _anchor_term(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """The anchor term of this step, and the mean relative error of the states that it is made of."""
         turn = self.state.global_step % len(self._turns)
-        loss, cosine = self._anchor_loss(model, [turn])
-        self._unlogged.append((loss.item(), cosine.item()))
-        term = self.anchor_args.anchor_loss_coef * loss
+        loss, cosine, error = self._anchor_loss(model, [turn])
+        term = self._anchor_coef * loss
+        self._unlogged.append((loss.item(), cosine.item(), term.item()))
         check_is_finite("the anchor term", term.item())
         if term == 0 and loss > 0:
             raise FloatingPointError(
                 f"Found an anchor term of 0 at an anchor loss of {loss.item():.1e}: `anchor_loss_coef` is "
                 f"{self.anchor_args.anchor_loss_coef}, with which the term is too small for float32 and does nothing. Set a larger one."
             )
-        return term
+        return term, error
+
+    def _drive_coef(self, error: torch.Tensor) -> None:
+        """One step of dual ascent on log λ, for the constraint that the error is at most the target."""
+        target, least = self.anchor_args.anchor_target_error, self.anchor_args.anchor_loss_coef
+        if target is None:
+            return
+        error = self.accelerator.reduce(error, "mean").item()  # rounding may differ between processes, and λ must not
+        risen = self._anchor_coef * math.exp(_DUAL_RATE * min(error / target - 1, 1))
+        self._anchor_coef = min(max(risen, least), _MAX_RISE * least)
 
     def _anchor_backward(self, term: torch.Tensor) -> None:
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -337,15 +354,17 @@ class SafetyAnchorMixin(PublishingMixin):
         unembedding = self._guard.unembedding
         return torch.cat([final_hidden_states(model, unembedding, self._anchor_batches[turn]) for turn in turns])
 
-    def _anchor_loss(self, model: nn.Module, turns: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The anchor loss as some turns tell it, and the mean cosine of their states with the anchor's."""
+    def _anchor_loss(self, model: nn.Module, turns: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The anchor loss as some turns tell it, and their states' mean cosine and relative error to the anchor's."""
         states = self._anchor_states(model, turns)
         reference = torch.cat([self._reference_states[self._turns[turn].points] for turn in turns])
         # Not the mean over the points of a turn: all points weigh the same over a cycle, where turns have not
         loss = self.anchor_distances(states, reference).sum() / len(self._reference_states)
         loss = loss * (len(self._turns) / len(turns))
         check_is_finite("an anchor loss", loss.item())
-        return loss, torch.cosine_similarity(states.detach(), reference, dim=-1).mean()
+        found = states.detach()
+        cosines, errors = torch.cosine_similarity(found, reference, dim=-1), relative_errors(found, reference)
+        return loss, cosines.mean(), errors.mean()
 
     def _model_as_called(self) -> nn.Module:
         """The model for a forward outside a training step. DDP's would wait for other processes, which may not come."""
@@ -355,17 +374,19 @@ class SafetyAnchorMixin(PublishingMixin):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.anchor is not None:  # after the batches: ZeRO-3 traces these first
             with torch.no_grad(), self.accelerator.autocast():
-                loss, cosine = self._anchor_loss(self._model_as_called(), self._all_turns)
+                loss, cosine, _ = self._anchor_loss(self._model_as_called(), self._all_turns)
             output.metrics[f"{metric_key_prefix}_anchor_loss"] = loss.item()
             output.metrics[f"{metric_key_prefix}_anchor_cosine"] = cosine.item()
         return output
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if self._unlogged and ("loss" in logs or "train_loss" in logs):  # a callback may log something of its own
-            losses, cosines = zip(*self._unlogged, strict=True)
-            logs["anchor_loss"], logs["anchor_cosine"] = (sum(values) / len(values) for values in (losses, cosines))
+            means = (sum(values) / len(values) for values in zip(*self._unlogged, strict=True))
+            logs["anchor_loss"], logs["anchor_cosine"], term = means
             if "loss" in logs:
-                logs["task_loss"] = logs["loss"] - self.anchor_args.anchor_loss_coef * logs["anchor_loss"]
+                logs["task_loss"] = logs["loss"] - term
+            if self.anchor_args.anchor_target_error is not None:
+                logs["anchor_coef"] = self._anchor_coef
             self._unlogged.clear()
         super().log(logs, *args, **kwargs)
 
@@ -391,7 +412,7 @@ class SafetyAnchorMixin(PublishingMixin):
 
         Raises:
             ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
-                another λ, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the run has
+                another λ, target error, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the run has
                 fewer steps than it takes for all anchors to have their turn.
             OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run, or another anchor,
                 lie there.
@@ -400,6 +421,7 @@ class SafetyAnchorMixin(PublishingMixin):
         output_dir = Path(self.args.output_dir)
         self._saved_files = None  # they are of the weights as they were
         self._unlogged.clear()
+        self._anchor_coef = self.anchor_args.anchor_loss_coef
         check_holds_no_report(output_dir)
         check_holds_no_other_weights(output_dir, isinstance(self.model, PeftModel))
         if self.anchor is not None:
@@ -421,7 +443,7 @@ class SafetyAnchorMixin(PublishingMixin):
     def _resume(self, resume_from_checkpoint: str | os.PathLike | bool) -> str:
         """Check a checkpoint, or find the last one, and take over its anchor. Returns its folder."""
 
-        def check() -> tuple[str, SafetyAnchor | None]:
+        def check() -> tuple[str, SafetyAnchor | None, float]:
             if resume_from_checkpoint is True:
                 checkpoint = Path(find_last_checkpoint(self.args.output_dir))
             else:
@@ -431,13 +453,11 @@ class SafetyAnchorMixin(PublishingMixin):
                 except (OSError, ValueError) as error:
                     raise ValueError(f"The checkpoint {checkpoint} cannot be resumed: {error}") from error
             if self.anchor is None:
-                check_settings(checkpoint, self.anchor_args)
-                return str(checkpoint), None
+                return str(checkpoint), None, check_settings(checkpoint, self.anchor_args)
             saved = load_anchor(checkpoint, self.anchor, get_tokenizer(self.processing_class))
-            check_settings(checkpoint, self.anchor_args)
-            return str(checkpoint), saved
+            return str(checkpoint), saved, check_settings(checkpoint, self.anchor_args)
 
-        checkpoint, saved = self._on_main_process(check)
+        checkpoint, saved, self._anchor_coef = self._on_main_process(check)
         if saved is not None:
             self._take_over(self.anchor if saved.config == self.anchor.config else saved)
             self._check_states_of_first_step = False  # the first run did; a fully trained model has moved since

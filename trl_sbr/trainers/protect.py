@@ -42,6 +42,7 @@ def protect(
     anchor: SafetyAnchor | str | os.PathLike,
     *,
     coef: float = 50.0,
+    target_error: float | None = None,
     loss_type: str = "mse",
     reference: str = "base",
     require_refusal: bool = True,
@@ -64,6 +65,8 @@ def protect(
             The anchor, captured on that model, or the folder or Hub repository that it lies in.
         coef (`float`, *optional*, defaults to `50.0`):
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995).
+        target_error (`float`, *optional*):
+            Mean relative error of the anchors' states that is allowed: while it is larger, λ rises, see [`AnchorArguments`].
         loss_type (`str`, *optional*, defaults to `"mse"`):
             Distance to the reference states: `"mse"`, `"sum"` or `"relative"`, see [`AnchorArguments`].
         reference (`str`, *optional*, defaults to `"base"`):
@@ -98,6 +101,7 @@ def protect(
         anchor_reference=reference,
         anchor_require_refusal=require_refusal,
         anchor_loss_coef=coef,
+        anchor_target_error=target_error,
         anchor_loss_type=loss_type,
         anchors_per_step=anchors_per_step,
     )

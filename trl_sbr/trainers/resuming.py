@@ -11,9 +11,9 @@ from .anchor_arguments import AnchorArguments
 from .run_record import PROTECTION_SETTINGS, RECORD_NAME, read_record
 
 
-def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
+def check_settings(checkpoint: Path, args: AnchorArguments) -> float:
     """
-    Make sure that a checkpoint was trained as a run is about to go on.
+    Make sure that a checkpoint was trained as a run is about to go on. Returns the λ of the next step.
 
     Args:
         checkpoint (`Path`):
@@ -23,10 +23,10 @@ def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
 
     Raises:
         FileNotFoundError: If a protected run would go on from a checkpoint without a record.
-        ValueError: If λ, the loss, the reference or `anchors_per_step` differs.
+        ValueError: If λ, the target error, the loss, the reference or `anchors_per_step` differs.
     """
     if args.anchor_loss_coef == 0 and not (checkpoint / RECORD_NAME).exists():
-        return  # of plain fine-tuning, by whatever trainer
+        return 0.0  # of plain fine-tuning, by whatever trainer
     record = read_record(checkpoint / RECORD_NAME)
     for name in PROTECTION_SETTINGS:
         trained, found = record["sbr"].get(name), getattr(args, name)
@@ -35,6 +35,7 @@ def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
                 f"The checkpoint {checkpoint} was trained with `{name}={trained!r}`, found `{name}={found!r}`: what the two "
                 f"make together is neither's. Resume with `{name}={trained!r}`, or start from the aligned model."
             )
+    return record["sbr"].get("last_coef", args.anchor_loss_coef)
 
 
 def load_anchor(checkpoint: Path, anchor: SafetyAnchor, tokenizer: PreTrainedTokenizerBase) -> SafetyAnchor:

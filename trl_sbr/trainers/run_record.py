@@ -53,7 +53,13 @@ _TRAINING_SETTINGS = (
     "fp16",
     "seed",
 )
-PROTECTION_SETTINGS = ("anchor_loss_coef", "anchor_loss_type", "anchor_reference", "anchors_per_step")
+PROTECTION_SETTINGS = (
+    "anchor_loss_coef",
+    "anchor_target_error",
+    "anchor_loss_type",
+    "anchor_reference",
+    "anchors_per_step",
+)
 _PEFT_SETTINGS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")
 
 
@@ -64,6 +70,8 @@ class _BaseModel(TypedDict):
 
 class _Protection(TypedDict):
     anchor_loss_coef: float
+    anchor_target_error: NotRequired[float | None]  # an older record is of a constant λ
+    last_coef: NotRequired[float]  # λ of the next step
     anchor_loss_type: str
     anchor_reference: str
     anchors_per_step: NotRequired[int | None]  # an older record is of a run on all
@@ -221,7 +229,10 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
         },
         "peft": peft_settings(trainer.model) if isinstance(trainer.model, PeftModel) else None,
         "hardening": trainer.hardening,
-        "sbr": {name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
+        "sbr": {
+            **{name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
+            "last_coef": trainer._anchor_coef,
+        },
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
         "datasets": [
