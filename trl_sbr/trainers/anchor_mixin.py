@@ -412,8 +412,8 @@ class SafetyAnchorMixin(PublishingMixin):
 
         Raises:
             ValueError: If the checkpoint carries no anchor, or another one than this trainer's; if it was trained with
-                another λ, target error, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the run has
-                fewer steps than it takes for all anchors to have their turn.
+                another λ, target error, loss, reference or `anchors_per_step`; if it is not whole; or if there is none. Or if the
+                run has fewer steps than it takes for all anchors to have their turn.
             OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run, or another anchor,
                 lie there.
             KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.

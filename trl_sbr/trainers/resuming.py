@@ -35,7 +35,7 @@ def check_settings(checkpoint: Path, args: AnchorArguments) -> float:
                 f"The checkpoint {checkpoint} was trained with `{name}={trained!r}`, found `{name}={found!r}`: what the two "
                 f"make together is neither's. Resume with `{name}={trained!r}`, or start from the aligned model."
             )
-    return record["sbr"].get("last_coef", args.anchor_loss_coef)
+    return max(record["sbr"].get("last_coef", 0.0), args.anchor_loss_coef)
 
 
 def load_anchor(checkpoint: Path, anchor: SafetyAnchor, tokenizer: PreTrainedTokenizerBase) -> SafetyAnchor:
