@@ -428,7 +428,12 @@ class TestCard:
         record = json.loads((tmp_path / "out" / "checkpoint-1" / "sbr_run.json").read_text())
         assert record["training"]["steps"] == 1
         settings = {"anchor_loss_coef": 50.0, "anchor_loss_type": "mse", "anchor_reference": "base"}
-        assert record["sbr"] == {**settings, "anchors_per_step": None}
+        assert record["sbr"] == {
+            **settings,
+            "anchor_target_error": None,
+            "anchors_per_step": None,
+            "last_coef": 50.0,
+        }
 
     def test_notes_stay_when_it_is_written_again(self, tmp_path):
         trainer = self.train(tmp_path)
