@@ -52,9 +52,9 @@ class AnchorArguments:
             Weight of the anchor loss, λ in the [paper](https://huggingface.co/papers/2605.05995). `0.0` is plain
             fine-tuning: nothing is captured, checked or frozen. One so small that it does nothing is an error.
         anchor_target_error (`float`, *optional*):
-            Mean relative error `‖h - h_ref‖ / ‖h_ref‖` of the anchors' states that is allowed, e.g. `0.005`. λ begins at
-            `anchor_loss_coef`, rises by up to 5 % a step while the error is larger, to 100 times that at most, and falls back to
-            it while the error is smaller (dual ascent on log λ). Without it, λ is constant.
+            Mean relative error `‖h - h_ref‖ / ‖h_ref‖` that is allowed in the states which a step is trained on, e.g. `0.005`. λ
+            begins at `anchor_loss_coef`, rises by up to 5 % a step while the error is larger, to 100 times that at most, and falls
+            back to it while the error is smaller (dual ascent on log λ). Without it, λ is constant.
         anchor_loss_type (`str`, *optional*, defaults to `"mse"`):
             Distance `d(h, h_ref)` of which the mean over the anchors' points is taken: `"mse"`, `‖h - h_ref‖²` averaged over
             the hidden dimension, as in the authors' code; `"sum"`, `‖h - h_ref‖²`, as in the paper's equation; or
