@@ -114,7 +114,7 @@ class TestTraining:
             "anchor_reference": "base",
             "anchor_target_error": None,
             "anchors_per_step": None,
-            "last_coef": 50.0,
+            "anchor_coef": 50.0,
         }
         method = kind.removeprefix("SBR").removesuffix("Trainer").lower()
         assert record["method"] == (["trl", method] if method else [])

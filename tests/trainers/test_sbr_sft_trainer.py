@@ -432,7 +432,7 @@ class TestCard:
             **settings,
             "anchor_target_error": None,
             "anchors_per_step": None,
-            "last_coef": 50.0,
+            "anchor_coef": 50.0,
         }
 
     def test_notes_stay_when_it_is_written_again(self, tmp_path):

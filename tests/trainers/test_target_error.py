@@ -107,7 +107,19 @@ class TestResuming:
         expected = dict(whole.model.named_parameters())
         assert all(torch.equal(p, expected[name]) for name, p in resumed.model.named_parameters())
         record = json.loads((tmp_path / "resumed" / "checkpoint-4" / RECORD_NAME).read_text())
-        assert record["sbr"]["last_coef"] == history(whole, "anchor_coef")[-1]
+        assert record["sbr"]["anchor_coef"] == history(whole, "anchor_coef")[-1]
+
+    @pytest.mark.parametrize(("target", "recorded"), [(1e-4, 1e-9), (None, 1e9)])
+    def test_edited_record_neither_weakens_nor_drives_a_run(self, tmp_path, target, recorded):
+        trainer_in(tmp_path, anchor_target_error=target).train()
+        path = tmp_path / "checkpoint-2" / RECORD_NAME
+        record = json.loads(path.read_text())
+        record["sbr"]["anchor_coef"] = recorded
+        path.write_text(json.dumps(record))
+        trainer = trainer_in(tmp_path, anchor_target_error=target, max_steps=3)
+        trainer.train(resume_from_checkpoint=True)
+        (log,) = [log for log in trainer.state.log_history if log.get("step") == 3 and "loss" in log]
+        assert log["loss"] - log["task_loss"] == pytest.approx(50 * log["anchor_loss"], rel=1e-3)
 
     def test_another_target_raises(self, tmp_path):
         trainer_in(tmp_path).train()
@@ -118,7 +130,7 @@ class TestResuming:
         trainer_in(tmp_path).train()
         path = tmp_path / "checkpoint-2" / RECORD_NAME
         record = json.loads(path.read_text())
-        for name in ("anchor_target_error", "last_coef"):
+        for name in ("anchor_target_error", "anchor_coef"):
             del record["sbr"][name]
         path.write_text(json.dumps(record))
         trainer = trainer_in(tmp_path, max_steps=3)

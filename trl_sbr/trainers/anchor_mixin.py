@@ -46,7 +46,7 @@ from .preconditions import (
     warn_of_anchors_in,
 )
 from .publishing import PublishingMixin
-from .resuming import check_settings, load_anchor
+from .resuming import check_settings, load_anchor, load_coef
 from .run_record import hash_files, subfolder_weights
 
 
@@ -453,9 +453,11 @@ class SafetyAnchorMixin(PublishingMixin):
                 except (OSError, ValueError) as error:
                     raise ValueError(f"The checkpoint {checkpoint} cannot be resumed: {error}") from error
             if self.anchor is None:
-                return str(checkpoint), None, check_settings(checkpoint, self.anchor_args)
+                check_settings(checkpoint, self.anchor_args)
+                return str(checkpoint), None, self._anchor_coef
             saved = load_anchor(checkpoint, self.anchor, get_tokenizer(self.processing_class))
-            return str(checkpoint), saved, check_settings(checkpoint, self.anchor_args)
+            check_settings(checkpoint, self.anchor_args)
+            return str(checkpoint), saved, load_coef(checkpoint, self.anchor_args)
 
         checkpoint, saved, self._anchor_coef = self._on_main_process(check)
         if saved is not None:

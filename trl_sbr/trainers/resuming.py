@@ -11,9 +11,9 @@ from .anchor_arguments import AnchorArguments
 from .run_record import PROTECTION_SETTINGS, RECORD_NAME, read_record
 
 
-def check_settings(checkpoint: Path, args: AnchorArguments) -> float:
+def check_settings(checkpoint: Path, args: AnchorArguments) -> None:
     """
-    Make sure that a checkpoint was trained as a run is about to go on. Returns the λ of the next step.
+    Make sure that a checkpoint was trained as a run is about to go on.
 
     Args:
         checkpoint (`Path`):
@@ -26,7 +26,7 @@ def check_settings(checkpoint: Path, args: AnchorArguments) -> float:
         ValueError: If λ, the target error, the loss, the reference or `anchors_per_step` differs.
     """
     if args.anchor_loss_coef == 0 and not (checkpoint / RECORD_NAME).exists():
-        return 0.0  # of plain fine-tuning, by whatever trainer
+        return  # of plain fine-tuning, by whatever trainer
     record = read_record(checkpoint / RECORD_NAME)
     for name in PROTECTION_SETTINGS:
         trained, found = record["sbr"].get(name), getattr(args, name)
@@ -35,7 +35,21 @@ def check_settings(checkpoint: Path, args: AnchorArguments) -> float:
                 f"The checkpoint {checkpoint} was trained with `{name}={trained!r}`, found `{name}={found!r}`: what the two "
                 f"make together is neither's. Resume with `{name}={trained!r}`, or start from the aligned model."
             )
-    return max(record["sbr"].get("last_coef", 0.0), args.anchor_loss_coef)
+
+
+def load_coef(checkpoint: Path, args: AnchorArguments) -> float:
+    """
+    Load the λ with which a run goes on from a checkpoint that [`check_settings`] has passed.
+
+    Args:
+        checkpoint (`Path`):
+            The checkpoint.
+        args ([`AnchorArguments`]):
+            The run's settings of the anchor term.
+    """
+    if args.anchor_target_error is None:
+        return args.anchor_loss_coef
+    return max(read_record(checkpoint / RECORD_NAME)["sbr"]["anchor_coef"], args.anchor_loss_coef)
 
 
 def load_anchor(checkpoint: Path, anchor: SafetyAnchor, tokenizer: PreTrainedTokenizerBase) -> SafetyAnchor:

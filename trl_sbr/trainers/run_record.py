@@ -71,7 +71,7 @@ class _BaseModel(TypedDict):
 class _Protection(TypedDict):
     anchor_loss_coef: float
     anchor_target_error: NotRequired[float | None]  # an older record is of a constant λ
-    last_coef: NotRequired[float]  # λ of the next step
+    anchor_coef: NotRequired[float]  # λ of the next step
     anchor_loss_type: str
     anchor_reference: str
     anchors_per_step: NotRequired[int | None]  # an older record is of a run on all
@@ -231,7 +231,7 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
         "hardening": trainer.hardening,
         "sbr": {
             **{name: getattr(trainer.anchor_args, name) for name in PROTECTION_SETTINGS},
-            "last_coef": trainer._anchor_coef,
+            "anchor_coef": trainer._anchor_coef,
         },
         "anchor": anchor and {"repo_id": anchor.repo_id, "commit": anchor.commit},
         "files": files,
