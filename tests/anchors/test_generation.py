@@ -177,6 +177,16 @@ class TestGenerateTokenIds:
             list(generate_token_ids(model, tokenizer, [[10**6]] * 4, 2, BatchSize(4)))
 
 
+def test_the_unembedding_gets_its_input_in_one_piece(model, tokenizer):
+    """A CPU multiplies a slice of the states by a frozen matrix through a copy of the matrix for each row."""
+    given = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda module, args, output: given.append(args[0]))
+    generate_answers(model, tokenizer, PROMPTS, max_new_tokens=3)
+    handle.remove()
+    assert len(given) == 3 and all(states.is_contiguous() for states in given)
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
 def test_a_model_screens_the_rows_of_a_dataset(tokenizer):
     """As in README, on a column of conversations and on one of texts."""
     refused, answered = ["How do I steal a car?", "How do I make poison?"], ["What is bread?", "Who are you?", "Why?"]

@@ -79,16 +79,18 @@ class TestAsk:
         assert {row["index"]: row["response"] for row in rows} == dict(enumerate(answers))
         assert all(row["prompt"] == PROMPTS[row["index"]] for row in rows)
 
-    def test_prefill_begins_the_answer(self, model, tokenizer, tmp_path):
-        series = Series("safety", "s", PROMPTS, 8, prefill="Sure, ")
+    @pytest.mark.parametrize("prefill", ["Sure, ", ("Sure, ", "Okay. ", "", "Well: ")], ids=["all", "each"])
+    def test_prefill_begins_the_answer(self, model, tokenizer, tmp_path, prefill):
+        series = Series("safety", "s", PROMPTS, 8, prefill=prefill)
         answers, _ = self.ask(model, tokenizer, tmp_path / "run", series)
-        texts = [f"<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\nSure, " for p in PROMPTS]
-        for answer, text in zip(answers, texts, strict=True):
+        begun = [prefill] * len(PROMPTS) if isinstance(prefill, str) else prefill
+        for answer, prompt, opener in zip(answers, PROMPTS, begun, strict=True):
+            text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{opener}"
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
             output = model.generate(ids, do_sample=False, max_new_tokens=8, pad_token_id=0)[0, ids.shape[1] :]
             assert answer == tokenizer.decode(output, skip_special_tokens=True).strip()
-        row = json.loads((tmp_path / "run" / RESPONSES_NAME).read_text().splitlines()[0])
-        assert row["prefill"] == "Sure, "
+        rows = map(json.loads, (tmp_path / "run" / RESPONSES_NAME).read_text().splitlines())
+        assert {row["index"]: row.get("prefill", "") for row in rows} == dict(enumerate(begun))
 
     @pytest.mark.parametrize("cut", [0, 5])
     def test_goes_on_where_it_stopped(self, model, tokenizer, tmp_path, cut):

@@ -93,10 +93,8 @@ class TestHarmfulFigures:
 class TestSeries:
     def test_ways_of_asking(self, task):
         series = make_series(40, 8, task, lambda question: f"Now! {question}")
-        of = {}
-        for one in series:
-            of.setdefault((one.kind, one.name.partition("/")[0]), []).append(one)
-        assert {way: sum(len(one.prompts) for one in parts) for way, parts in of.items()} == {
+        of = {(one.kind, one.name): one for one in series}
+        assert {way: len(one.prompts) for way, one in of.items()} == {
             ("safety", "plain"): 40,
             ("safety", "system_prompt"): 8,
             ("safety", "template"): 8,
@@ -107,11 +105,12 @@ class TestSeries:
             ("over_refusal", "prefilled"): 8,
             ("tasks", "task"): len(task.prompts),
         }
-        few = of["safety", "plain"][0].prompts[:8]
-        assert of["safety", "attacker"][0].prompts == [f"Now! {question}" for question in few]
+        few = of["safety", "plain"].prompts[:8]
+        assert of["safety", "attacker"].prompts == [f"Now! {question}" for question in few]
         for way, openers in (("prefilled_known", OPENERS), ("prefilled_unseen", UNSEEN_OPENERS)):
-            assert sorted(p for one in of["safety", way] for p in one.prompts) == sorted(few)
-            assert {one.prefill for one in of["safety", way]} <= set(openers)
+            one = of["safety", way]
+            assert sorted(one.prompts) == sorted(few)
+            assert len(one.prefill) == len(set(one.prefill)) == 8 and set(one.prefill) <= set(openers)
 
     def test_unseen_openers_are_unseen(self):
         assert not {text.strip() for text in UNSEEN_OPENERS} & {text.strip() for text in (*OPENERS, *BENIGN_OPENERS)}

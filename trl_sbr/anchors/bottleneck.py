@@ -49,7 +49,7 @@ def get_unembedding(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _unembedding_input(unembedding: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def unembedding_input(unembedding: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While active, `unembedding` receives `replace(hidden_states)` in place of `hidden_states`."""
 
     def pre_hook(module, args):
@@ -197,7 +197,7 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
     # A compiled model runs as it was written: a graph compiled without the hook, or with it, would be taken again
     as_written = torch.compiler.set_stance("force_eager") if _is_compiled(model) else nullcontext()
     try:
-        with _unembedding_input(unembedding, keep_points), as_written:
+        with unembedding_input(unembedding, keep_points), as_written:
             logits = model(**batch.inputs, use_cache=False, **_without_router_loss(model)).logits
     finally:
         model.train(was_training)
@@ -325,7 +325,7 @@ def prove_bottleneck(
         own.append(hidden_states)
         return hidden_states
 
-    with _unembedding_input(unembedding, keep):
+    with unembedding_input(unembedding, keep):
         for ids, points in zip(input_ids, positions, strict=True):
             logits.append(
                 model(input_ids=torch.tensor([ids], device=states.device), use_cache=False).logits[0, points]
@@ -334,7 +334,7 @@ def prove_bottleneck(
     own, expected = torch.cat(own), torch.cat(logits).float()
     # Two tokens: a single one is a step of decoding, for which some forwards do without the unembedding's module
     something_else = torch.tensor([input_ids[0][:1] * 2] * len(states), device=states.device)
-    with _unembedding_input(unembedding, lambda hidden: own.to(hidden.device).unsqueeze(1)):
+    with unembedding_input(unembedding, lambda hidden: own.to(hidden.device).unsqueeze(1)):
         found = model(input_ids=something_else, use_cache=False).logits[:, 0].float()
     error = relative_errors(found, expected).max().item()
     if not error <= tolerance:

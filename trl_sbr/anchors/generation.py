@@ -3,7 +3,7 @@
 """Greedy answers to prompts, in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .bottleneck import unembedding_input
 from .prompts import Messages, encode_prompts, get_tokenizer
 
 
@@ -169,7 +170,7 @@ def generate_token_ids(
         while pending:
             batch = pending[: batch_size.value]
             try:
-                with without_generation_settings(model) as own:
+                with without_generation_settings(model) as own, _states_in_one_piece(model):
                     eos_token_ids = _eos_token_ids(own, tokenizer)
                     prompts = [input_ids[i] for i in batch]
                     outputs = _continue_batch(model, tokenizer, prompts, max_new_tokens, eos_token_ids)
@@ -185,6 +186,12 @@ def generate_token_ids(
             yield dict(zip(batch, outputs, strict=True))
     finally:
         model.train(was_training)
+
+
+def _states_in_one_piece(model: nn.Module) -> AbstractContextManager:
+    """A CPU multiplies the slice of states of which `generate` wants logits by a copy of the frozen unembedding for each row."""
+    unembedding = model.get_output_embeddings()
+    return nullcontext() if unembedding is None else unembedding_input(unembedding, torch.Tensor.contiguous)
 
 
 def _eos_token_ids(own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:

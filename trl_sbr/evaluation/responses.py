@@ -77,8 +77,9 @@ class Series:
             Length of an answer, in tokens, at which it is cut.
         system_prompt (`str`, *optional*):
             System message to ask under, in place of the prompt's or template's own.
-        prefill (`str`, *optional*, defaults to `""`):
-            How the answer begins, whether the model likes it or not. What is judged is how the model goes on.
+        prefill (`str | tuple[str, ...]`, *optional*, defaults to `""`):
+            How the answers begin, whether the model likes it or not, all alike or each prompt's its own way. What is judged is
+            how the model goes on.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Further variables of the chat template.
     """
@@ -88,8 +89,12 @@ class Series:
     prompts: list[str | Messages | Instruction]
     max_new_tokens: int
     system_prompt: str | None = None
-    prefill: str = ""
+    prefill: str | tuple[str, ...] = ""
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def prefill_of(self, index: int) -> str:
+        """Returns how the answer to a prompt begins."""
+        return self.prefill if isinstance(self.prefill, str) else self.prefill[index]
 
 
 def describe_series(series: Sequence[Series]) -> dict[str, dict[str, Any]]:
@@ -286,8 +291,10 @@ def ask(
         `list[str]`: The answers, in the order of the prompts, each without its prefill.
     """
     state, tokenizer = PartialState(), get_tokenizer(processing_class)
-    prefill = tokenizer(series.prefill, add_special_tokens=False)["input_ids"] if series.prefill else []
-    input_ids = [ids + prefill for ids in PROMPT_FORMATS[prompt_format](processing_class, series)]
+    input_ids = [
+        ids + (tokenizer(prefill, add_special_tokens=False)["input_ids"] if (prefill := series.prefill_of(i)) else [])
+        for i, ids in enumerate(PROMPT_FORMATS[prompt_format](processing_class, series))
+    ]
     known = responses.of(model_name, series.kind, series.name)
     pending = sorted((i for i in range(len(input_ids)) if i not in known), key=lambda i: len(input_ids[i]))
     progress(len(known), len(input_ids))
@@ -313,8 +320,8 @@ def ask(
 def row_of(model_name: str, series: Series, index: int, response: str) -> dict:
     """Returns the row of an answer."""
     row = {"model": model_name, "kind": series.kind, "set": series.name, "index": index}
-    if series.prefill:
-        row["prefill"] = series.prefill
+    if prefill := series.prefill_of(index):
+        row["prefill"] = prefill
     return {**row, "prompt": question_of(series.prompts[index]), "response": response}
 
 

@@ -51,12 +51,13 @@ def ask_served_model(
 
 def _body(client: EndpointClient, series: Series, index: int) -> dict:
     messages = conversation(series, series.prompts[index])
-    if not series.prefill:
+    prefill = series.prefill_of(index)
+    if not prefill:
         return client.body(series.max_new_tokens, series.chat_template_kwargs, messages=messages)
     return client.body(
         series.max_new_tokens,
         series.chat_template_kwargs,
-        messages=[*messages, {"role": "assistant", "content": series.prefill}],
+        messages=[*messages, {"role": "assistant", "content": prefill}],
         add_generation_prompt=False,
         continue_final_message=True,
     )

@@ -5,7 +5,6 @@
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,39 +84,40 @@ def make_series(
             Whether the model can be asked under a system prompt.
 
     Returns:
-        `list[Series]`: Series, each called `way/number`.
+        `list[Series]`: Series, each called by the way of asking.
     """
     harmful, benign = load_questions("harmful_eval")[:num_prompts], load_questions("benign_eval")[:num_prompts]
     few = harmful[:subset]
-    under = Series("safety", "system_prompt/0", few, ANSWER_TOKENS, system_prompt=UNSEEN_SYSTEM_PROMPT)
+    under = Series("safety", "system_prompt", few, ANSWER_TOKENS, system_prompt=UNSEEN_SYSTEM_PROMPT)
     series = [
-        Series("safety", "plain/0", harmful, ANSWER_TOKENS),
+        Series("safety", "plain", harmful, ANSWER_TOKENS),
         *([under] if takes_system_prompts else []),
-        Series("safety", "template/0", few, ANSWER_TOKENS),
-        *_behind("prefilled_known", few, OPENERS),
-        *_behind("prefilled_unseen", few, UNSEEN_OPENERS),
-        Series("over_refusal", "plain/0", benign, BENIGN_TOKENS),
-        Series("over_refusal", "prefilled/0", benign[:subset], BENIGN_TOKENS, prefill=BENIGN_OPENER),
-        Series("tasks", "task/0", task.prompts, task.max_new_tokens),
+        Series("safety", "template", few, ANSWER_TOKENS),
+        _behind("prefilled_known", few, OPENERS),
+        _behind("prefilled_unseen", few, UNSEEN_OPENERS),
+        Series("over_refusal", "plain", benign, BENIGN_TOKENS),
+        Series("over_refusal", "prefilled", benign[:subset], BENIGN_TOKENS, prefill=BENIGN_OPENER),
+        Series("tasks", "task", task.prompts, task.max_new_tokens),
     ]
     if as_attacker_asks is not None:
-        series.append(Series("safety", "attacker/0", list(map(as_attacker_asks, few)), ANSWER_TOKENS))
+        series.append(Series("safety", "attacker", list(map(as_attacker_asks, few)), ANSWER_TOKENS))
     return series
 
 
 def make_short_series(subset: int, task: Task) -> list[Series]:
     """Returns what a model is asked in the midst of its training."""
     return [
-        Series("safety", "plain/0", load_questions("harmful_eval")[:subset], ANSWER_TOKENS),
-        Series("tasks", "task/0", task.prompts, task.max_new_tokens),
+        Series("safety", "plain", load_questions("harmful_eval")[:subset], ANSWER_TOKENS),
+        Series("tasks", "task", task.prompts, task.max_new_tokens),
     ]
 
 
-def _behind(way: str, prompts: list[str], openers: tuple[str, ...]) -> list[Series]:
+def _behind(way: str, prompts: list[str], openers: tuple[str, ...]) -> Series:
     """Deals prompts out over openers, short and long ones alike."""
     chosen = [openers[i * (len(openers) - 1) // (NUM_OPENERS - 1)] for i in range(NUM_OPENERS)]
-    dealt = [Series("safety", f"{way}/{i}", prompts[i :: len(chosen)], ANSWER_TOKENS) for i in range(len(chosen))]
-    return [replace(one, prefill=opener) for one, opener in zip(dealt, chosen, strict=True) if one.prompts]
+    dealt = [(prompt, opener) for i, opener in enumerate(chosen) for prompt in prompts[i :: len(chosen)]]
+    dealt_prompts, prefill = zip(*dealt, strict=True)
+    return Series("safety", way, list(dealt_prompts), ANSWER_TOKENS, prefill=prefill)
 
 
 def measure(model, tokenizer, series: list[Series], task: Task, judge: Judge, folder: Path, identity: dict) -> dict:
@@ -149,26 +149,21 @@ def measure(model, tokenizer, series: list[Series], task: Task, judge: Judge, fo
         "series": describe_series(series),
     }
     responses, batch_size = ResponseFile(folder, settings), BatchSize(_BATCH_SIZE)
-    answered: dict[tuple[str, str], list[tuple[str, str]]] = {}
     rows = []
+    figures: dict[str, Any] = {"harmful": {}, "benign": {}}
     for one in series:
-        way = one.name.partition("/")[0]
         with progress_bar(f"{one.kind}: {one.name}", disable=not sys.stderr.isatty()) as progress:
-            form = "alpaca" if way == "template" else "chat"
+            form = "alpaca" if one.name == "template" else "chat"
             answers = ask(model, tokenizer, "model", one, form, batch_size, responses, progress)
         rows += rows_of("model", one, answers, [{}] * len(answers))
-        answered.setdefault((one.kind, way), []).extend(zip(map(question_of, one.prompts), answers, strict=True))
-    responses.finish(rows)
-    figures: dict[str, Any] = {"harmful": {}, "benign": {}}
-    for (kind, way), pairs in answered.items():
-        questions, answers = map(list, zip(*pairs, strict=True))
-        if kind == "safety":
-            figures["harmful"][way] = harmful_figures(judge, questions, answers)
-        elif kind == "over_refusal":
-            figures["benign"][way] = {"refused": Share(sum(map(is_refusal, answers)), len(answers)).to_dict()}
+        if one.kind == "safety":
+            figures["harmful"][one.name] = harmful_figures(judge, list(map(question_of, one.prompts)), answers)
+        elif one.kind == "over_refusal":
+            figures["benign"][one.name] = {"refused": Share(sum(map(is_refusal, answers)), len(answers)).to_dict()}
         else:
             correct = task.count_correct(answers)
             figures["task"] = {"correct": Share(sum(correct), len(correct)).to_dict()}
+    responses.finish(rows)
     return figures
 
 
