@@ -135,8 +135,9 @@ def _merge(kind: str, base: Path, name: str, report: Callable[[str], None]) -> P
         if merged.is_dir():
             report(f"Found the model with the {kind} adapter in {merged}.")
             return merged
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        # In float64 and rounded once: else the weights' last bits, and their hash, depend on the machine and its threads
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+        model = PeftModel.from_pretrained(model, adapter).double().merge_and_unload().float()
         with contextlib.suppress(FileExistsError), atomic_folder(merged) as half_made:
             model.save_pretrained(half_made)
             AutoTokenizer.from_pretrained(base).save_pretrained(half_made)
