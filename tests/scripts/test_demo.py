@@ -3,11 +3,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from trl_sbr.demo import smollm2
+from trl_sbr.evaluation.package_index import sha256_of
 from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.scripts.demo import main
 
@@ -20,6 +25,22 @@ class TestShare:
     def test_wilson_interval(self, count, n, low, high):
         assert Share(count, n).interval == pytest.approx((low, high), abs=0.01)
         assert Share(count, n).percent == 100 * count / n
+
+
+@pytest.mark.slow
+def test_aligned_model_does_not_depend_on_the_order_of_sums(tmp_path, monkeypatch):
+    """Processors add up in orders of their own, and what several of them measure has to be of one model. Fetches SmolLM2."""
+    source = smollm2.get_smollm2()
+    monkeypatch.setattr(smollm2, "cache_dir", lambda: tmp_path / "cache")
+    shipped = smollm2.get_aligned_model(source)
+    adapter = shutil.copytree(files("trl_sbr.demo") / "refusal_adapter", tmp_path / "refusal_adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    reordered = {name: tensor.flip(0 if "lora_A" in name else 1).contiguous() for name, tensor in tensors.items()}
+    save_file(reordered, adapter / "adapter_model.safetensors")
+    monkeypatch.setattr(smollm2, "files", lambda package: tmp_path)
+    other = smollm2.get_aligned_model(source)
+    assert other != shipped
+    assert sha256_of(other / "model.safetensors") == sha256_of(shipped / "model.safetensors")
 
 
 class TestDemo:
