@@ -135,7 +135,7 @@ def _merge(kind: str, base: Path, name: str, report: Callable[[str], None]) -> P
         if merged.is_dir():
             report(f"Found the model with the {kind} adapter in {merged}.")
             return merged
-        # In float64 and rounded once: else the weights' last bits, and their hash, depend on the machine and its threads
+        # In float64 and rounded once: in float32 the last bits, and with them the hash, depend on the order in which a machine adds
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
         model = PeftModel.from_pretrained(model, adapter).double().merge_and_unload().float()
         with contextlib.suppress(FileExistsError), atomic_folder(merged) as half_made:

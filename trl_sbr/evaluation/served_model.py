@@ -36,8 +36,9 @@ def ask_served_model(
     if PartialState().is_main_process:
         client = EndpointClient(entry.model_name_or_path, entry.endpoint)
         bodies = {i: _body(client, series, i) for i in range(len(series.prompts)) if i not in known}
-        if series.prefill and bodies:
-            _check_goes_on(client, next(iter(bodies.values())))
+        begun = next((body for i, body in bodies.items() if series.prefill_of(i)), None)
+        if begun is not None:
+            _check_goes_on(client, begun)
 
         def keep(i: int, completion: Completion) -> None:
             answer = completion.text.strip()
