@@ -422,7 +422,8 @@ def main() -> None:
         name, rows = "step_overhead_growth", growth(args.rounds)
     elif args.points:
         in_turn = [Way("sbr", anchors_per_step=number) for number in (None, 4, 2, 1)]
-        deep = [Way("sbr", refusal_tokens=14), Way("sbr", refusal_tokens=14, openers="default", anchors_per_step=8)]
+        deep = [Way("sbr", refusal_tokens=14, anchors_per_step=number) for number in (None, 4, 2)]
+        deep.append(Way("sbr", refusal_tokens=14, openers="default", anchors_per_step=8))
         shapes = (Shape(), Shape(accumulation=1))
         rows = [row for s in shapes for row in compare([Way("sft"), *in_turn, *deep], s, args.rounds, args.points)]
         name = "step_overhead_points"

@@ -210,7 +210,7 @@ class TestMixtureOfExperts:
 class TestCompiled:
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)], ids=["full", "lora"])
     @pytest.mark.parametrize(
-        "settings", [{}, {"label_smoothing_factor": 0.1}, {"gradient_accumulation_steps": 2}], ids=str
+        "settings", [{"label_smoothing_factor": 0.1}, {"gradient_accumulation_steps": 2}], ids=str
     )
     def test_trains_as_the_model_does_as_written(self, tmp_path, peft_config, settings):
         logs = []
