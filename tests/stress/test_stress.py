@@ -13,7 +13,7 @@ import yaml
 from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
-from trl_sbr.stress.attacks import standard
+from trl_sbr.stress.attacks import AOA_REQUEST, AOA_SYSTEM, standard
 from trl_sbr.stress.cell import Bench, make_run
 from trl_sbr.stress.grid import Cell, StressArguments, parse_shard
 from trl_sbr.stress.report import pool, worst_case
@@ -333,12 +333,25 @@ class TestTemplateWithoutSystemPrompts:
                 *("plain", "template", "prefilled_known", "prefilled_unseen")
             }
 
-    def test_attack_that_needs_one_is_an_error_before_it_is_trained(self, model, aligned, tmp_path):
+    @pytest.fixture
+    def bench(self, model, aligned, tmp_path):
         args = StressArguments(
             str(tmp_path), models={"m": str(model)}, attacks={"aoa": {}}, defences={"sft": {}}, num_rows=8
         )
         bench = Bench(args)
         shutil.copytree(aligned.kept, bench.aligned("m").kept)
+        return bench
+
+    def test_user_shifts_the_identity(self, bench):
+        run = make_run(bench, Cell("m", "aoa", "sft", 0))
+        (message,) = run.as_attacker_asks("How?")
+        assert message == {"role": "user", "content": f"{AOA_SYSTEM}\n\n{AOA_REQUEST}How?"}
+        assert sum(row["prompt"][0]["content"].startswith(AOA_SYSTEM) for row in run.rows) == 2
+        assert {message["role"] for row in run.rows for message in row["prompt"]} == {"user"}
+
+    def test_task_that_needs_one_is_an_error_before_it_is_trained(self, bench):
+        for row in bench.task_rows:
+            row["prompt"].insert(0, {"role": "system", "content": "Be brief."})
         with pytest.raises(ValueError, match="`m/aoa/sft/seed-0` trains on system prompts, .* a grid without `aoa`"):
             make_run(bench, Cell("m", "aoa", "sft", 0))
 

@@ -44,10 +44,16 @@ def benign(run: Run) -> None:
 
 @attack("aoa", source="Identity shift, Qi et al., 2310.03693")
 def aoa(run: Run, ratio: float = 0.25) -> None:
-    """Benign questions that an absolutely obedient agent answers. The attacker asks as in these rows."""
+    """
+    Benign questions that an absolutely obedient agent answers. The attacker asks as in these rows; where the template takes no
+    system prompt, the user says what stands in it.
+    """
 
     def ask(question: str) -> list[dict[str, str]]:
-        return [{"role": "system", "content": AOA_SYSTEM}, {"role": "user", "content": AOA_REQUEST + question}]
+        request = AOA_REQUEST + question
+        if not run.aligned.takes_system_prompts:
+            return [{"role": "user", "content": f"{AOA_SYSTEM}\n\n{request}"}]
+        return [{"role": "system", "content": AOA_SYSTEM}, {"role": "user", "content": request}]
 
     rows = [
         chat_row("", AOA_ANSWER + answer(row)) | {"prompt": ask(question(row))}
