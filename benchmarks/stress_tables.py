@@ -49,6 +49,10 @@ DEFENCES = {
     "middle_layer": "SBR's term at a middle layer",
     "null_space": "null-space adapters on the anchors",
 }
+IN_TURN = {
+    "sbr_whole_4": "SBR, fourteen tokens, four of the eight anchors a step",
+    "sbr_whole_2": "SBR, fourteen tokens, two of the eight anchors a step",
+}
 DEPTHS = {
     "sft": "SFT",
     "sbr": "SBR, one token",
@@ -189,8 +193,8 @@ def table_of_depths() -> str:
 
 def table_of_all() -> str:
     """All cells of models that are not hardened."""
-    rows = rows_of(QWEN, "qwen", "Qwen2.5-Coder-0.5B-Instruct, aligned by its makers", DEFENCES)
-    rows += rows_of(SMOLLM2, "smollm2", "SmolLM2-135M-Instruct with the demo's alignment", DEFENCES)
+    rows = rows_of(QWEN, "qwen", "Qwen2.5-Coder-0.5B-Instruct, aligned by its makers", DEFENCES | IN_TURN)
+    rows += rows_of(SMOLLM2, "smollm2", "SmolLM2-135M-Instruct with the demo's alignment", DEFENCES | IN_TURN)
     rows += rows_of(SMOLLM2_BEFORE, "smollm2", "SmolLM2, as it was merged before", DEFENCES)
     return table(["", *COLUMNS], rows)
 
