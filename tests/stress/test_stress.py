@@ -16,7 +16,7 @@ from trl_sbr.scripts.stress import main
 from trl_sbr.stress.attacks import AOA_REQUEST, AOA_SYSTEM, standard
 from trl_sbr.stress.cell import Bench, make_run
 from trl_sbr.stress.grid import Cell, StressArguments, parse_shard
-from trl_sbr.stress.report import pool, worst_case
+from trl_sbr.stress.report import pool, to_markdown, worst_case
 from trl_sbr.stress.run import attack, defence
 
 from ..tiny import build_model
@@ -400,3 +400,7 @@ def test_seeds_are_pooled_over_the_same_questions():
     pooled = pool([Share(count, 100).to_dict() for count in (4, 10, 10)])
     assert (pooled["percent"], pooled["n"], pooled["seeds"], pooled["spread"]) == (8.0, 100, 3, [4.0, 10.0])
     assert pooled["wilson_95"] == Share(8, 100).to_dict()["wilson_95"]  # no narrower than one seed's
+
+
+def test_model_of_which_no_cell_has_run_has_no_tables():
+    assert to_markdown({"models": {"m": {"aligned": None, "defences": {}}}, "attacks": ["standard"]}) == ""

@@ -136,9 +136,9 @@ def to_markdown(report: dict[str, Any]) -> str:
     """Returns the tables of a report."""
     lines = []
     for model, parts in report["models"].items():
-        lines += [f"## {model}", ""]
-        if parts["defences"]:
-            lines += [*_overview(report, parts), ""]
+        if not parts["defences"]:
+            continue
+        lines += [f"## {model}", "", *_overview(report, parts), ""]
         for attack in report["attacks"]:
             rows = {
                 name: defence["attacks"][attack]
