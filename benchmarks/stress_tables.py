@@ -11,7 +11,6 @@ python benchmarks/stress_tables.py
 import json
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,6 @@ COLUMNS = (
 Figures = dict[str, Any]
 
 
-@cache
 def figures(folder: str, cell: str) -> Figures | None:
     """What the cell of that name was measured at, or `None` if it was not run."""
     path = RESULTS / folder / "cells" / cell / "cell.json"
