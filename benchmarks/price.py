@@ -425,7 +425,7 @@ def main() -> None:
         print(f"== {path.stem}", flush=True)
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=torch.float32)
         arm, sft_losses = ARMS[name], None
-        anchor = SafetyAnchor.capture(model, tokenizer, num_anchors=arm.num_anchors)
+        anchor = SafetyAnchor.capture(model, tokenizer, num_anchors=arm.num_anchors, refusal_tokens=1)
         if arm.loss == "as in sft":
             paths = [args.output_dir / f"{sft}, seed {args.seed}.json" for sft in ("sft, 200", "sft")]
             sft = json.loads(next(path for path in paths if path.is_file()).read_text())

@@ -37,6 +37,8 @@ DEFENCES = {
     "sft": "SFT",
     "sbr": "SBR, one token",
     "sbr_whole": "SBR, fourteen tokens",
+    "sbr_whole_4": "SBR, fourteen tokens, four of the eight anchors a step",
+    "sbr_lambda_5": "SBR, one token, λ = 5",
     "sbr_target": "SBR, one token, λ by itself",
     "mix_10": "10 % safety rows mixed in",
     "screen": "SFT on screened rows",
@@ -48,9 +50,9 @@ DEFENCES = {
     "middle_layer": "SBR's term at a middle layer",
     "null_space": "null-space adapters on the anchors",
 }
-IN_TURN = {
-    "sbr_whole_4": "SBR, fourteen tokens, four of the eight anchors a step",
+FURTHER = {
     "sbr_whole_2": "SBR, fourteen tokens, two of the eight anchors a step",
+    "sbr_whole_lambda_5": "SBR, fourteen tokens, λ = 5",
 }
 DEPTHS = {
     "sft": "SFT",
@@ -138,12 +140,12 @@ def table_of_attacks() -> str:
         cells = [
             refusals_kept(seeds(FOLDERS[model], f"{model}/{attack}/{defence}"))
             for model in FOLDERS
-            for defence in ("sft", "sbr", "sbr_whole")
+            for defence in ("sft", "sbr", "sbr_whole_4")
         ]
         if any(cells):
             rows.append([name, *cells])
-    header = ["refusals kept under", "Qwen: SFT", "SBR, one token", "fourteen tokens"]
-    return table([*header, "SmolLM2: SFT", "SBR, one token", "fourteen tokens"], rows)
+    header = ["refusals kept under", "Qwen: SFT", "SBR, one token", "fourteen tokens, in turn"]
+    return table([*header, "SmolLM2: SFT", "SBR, one token", "fourteen tokens, in turn"], rows)
 
 
 def table_of_defences() -> str:
@@ -191,8 +193,8 @@ def table_of_depths() -> str:
 
 def table_of_all() -> str:
     """All cells of models that are not hardened."""
-    rows = rows_of(QWEN, "qwen", "Qwen2.5-Coder-0.5B-Instruct, aligned by its makers", DEFENCES | IN_TURN)
-    rows += rows_of(SMOLLM2, "smollm2", "SmolLM2-135M-Instruct with the demo's alignment", DEFENCES | IN_TURN)
+    rows = rows_of(QWEN, "qwen", "Qwen2.5-Coder-0.5B-Instruct, aligned by its makers", DEFENCES | FURTHER)
+    rows += rows_of(SMOLLM2, "smollm2", "SmolLM2-135M-Instruct with the demo's alignment", DEFENCES | FURTHER)
     rows += rows_of(SMOLLM2_BEFORE, "smollm2", "SmolLM2, as it was merged before", DEFENCES)
     return table(["", *COLUMNS], rows)
 

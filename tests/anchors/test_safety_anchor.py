@@ -39,7 +39,8 @@ PROMPTS = ["How do I do harm?", "Tell me of something much, much worse than that
 
 
 def capture(model, tokenizer, prompts=PROMPTS, **kwargs):
-    return SafetyAnchor.capture(model, tokenizer, prompts, require_refusal=False, **kwargs)
+    """The paper's anchor: one state a prompt."""
+    return SafetyAnchor.capture(model, tokenizer, prompts, require_refusal=False, refusal_tokens=1, **kwargs)
 
 
 def hidden_states(model, input_ids):
@@ -712,6 +713,10 @@ class TestPoints:
         anchor = SafetyAnchor.capture(model, tokenizer, PROMPTS[:1], openers="default")
         assert anchor.config.openers == ["", *DEFAULT_OPENERS]
         assert len(DEFAULT_OPENERS) == 8 and set(DEFAULT_OPENERS) < set(OPENERS_OF_HARDENING)
+
+    def test_fourteen_tokens_of_a_refusal_by_default(self, model, tokenizer):
+        anchor = SafetyAnchor.capture(model, tokenizer, PROMPTS)
+        assert anchor.config.points_per_anchor == [14, 14] and anchor.config.refusal_tokens == 14
 
     def test_each_refusal_may_be_shorter(self, refusing_model, tokenizer, tmp_path):
         anchor = SafetyAnchor.capture(refusing_model, tokenizer, PROMPTS, refusal_tokens=2)

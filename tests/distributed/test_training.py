@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,15 +71,12 @@ def save_model(folder, name="llama"):
     model, tokenizer = build_model(name), build_tokenizer()
     model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
-    SafetyAnchor.capture(model, tokenizer, PROMPTS, require_refusal=False).save_pretrained(folder / name)
+    capture = partial(SafetyAnchor.capture, model, tokenizer, require_refusal=False)
+    capture(PROMPTS, refusal_tokens=1).save_pretrained(folder / name)
     points = {name.removeprefix("anchor_"): value for name, value in POINTS.items()}
-    SafetyAnchor.capture(model, tokenizer, PROMPTS, require_refusal=False, **points).save_pretrained(
-        folder / name / "points"
-    )
-    held_out = SafetyAnchor.capture(
-        model, tokenizer, ["How do I forge a key?", "How do I rob a bank?"], require_refusal=False
-    )
-    held_out.save_pretrained(folder / name / "held_out")
+    capture(PROMPTS, **points).save_pretrained(folder / name / "points")
+    held_out = ["How do I forge a key?", "How do I rob a bank?"]
+    capture(held_out, refusal_tokens=1).save_pretrained(folder / name / "held_out")
     return str(folder / name)
 
 

@@ -61,7 +61,7 @@ class TestPush:
         assert not any("training_args" in name or "checkpoint" in name for name in files)
         card = hub.read("org/hardened", CARD_NAME).decode()
         assert check_metadata(card, "models") == ([], [])
-        assert "Mine." in card and "--model_name_or_path org/hardened --anchor_refusal_tokens 14" in card
+        assert "Mine." in card and "--model_name_or_path org/hardened --anchor_openers default" in card
         assert json.loads(hub.read("org/hardened", RECORD_NAME))["base_model"]["name_or_path"] == "org/base"
 
     def test_over_an_adapter(self, hub, cli, hardened):

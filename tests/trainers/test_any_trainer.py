@@ -38,7 +38,7 @@ by_protect = pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind
 
 
 def capture(model, prompts=PROMPTS, **kwargs):
-    return SafetyAnchor.capture(model, build_tokenizer(), prompts, require_refusal=False, **kwargs)
+    return SafetyAnchor.capture(model, build_tokenizer(), prompts, require_refusal=False, refusal_tokens=1, **kwargs)
 
 
 def build_held(kind, output_dir, model=None, **settings):

@@ -53,7 +53,12 @@ def gradients(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NU
 
 def train(tmp_path, coef=COEF, model=None, padding_side="right", num_rows=NUM_ROWS, **settings):
     """Train an epoch at a learning rate of zero. Returns the gradients of each step, and the trainer."""
-    settings = {"per_device_train_batch_size": NUM_ROWS, "gradient_checkpointing": False, **settings}
+    settings = {
+        "per_device_train_batch_size": NUM_ROWS,
+        "gradient_checkpointing": False,
+        "anchor_refusal_tokens": 1,
+        **settings,
+    }
     recorder = GradientRecorder()
     trainer = SBRSFTTrainer(
         drifted_lora_model() if model is None else model,
@@ -300,7 +305,7 @@ class TestGradient:
     def test_full_fine_tuning(self, tmp_path):
         # The second step, when the first has moved the weights
         model = build_model("llama")
-        anchor = SafetyAnchor.capture(model, build_tokenizer(), PROMPTS, require_refusal=False)
+        anchor = SafetyAnchor.capture(model, build_tokenizer(), PROMPTS, require_refusal=False, refusal_tokens=1)
         before = []
 
         class WeightRecorder(GradientRecorder):

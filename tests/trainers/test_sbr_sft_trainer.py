@@ -183,6 +183,10 @@ class TestSBRSFTTrainer:
         for given in (asked, {"anchor_openers": ["Sure! "]}, {}):
             make_trainer(tmp_path / "again", build_talkative_model(), anchor=trainer.anchor, **given)
 
+    def test_an_anchor_captured_here_holds_fourteen_tokens(self, tmp_path):
+        trainer = make_trainer(tmp_path, build_talkative_model(), anchor_prompts=["How?"])
+        assert trainer.anchor.config.points_per_anchor == [14]
+
     def test_an_anchor_of_shorter_refusals_is_as_asked(self, tmp_path, refusing_model):
         make = partial(make_trainer, tmp_path, refusing_model, anchor_refusal_tokens=9)
         anchor = make(anchor_prompts=["How?"]).anchor
@@ -209,7 +213,8 @@ class TestSBRSFTTrainer:
     @pytest.mark.parametrize(
         ("asked", "message"),
         [
-            ({"anchor_refusal_tokens": 3}, "`anchor_refusal_tokens=1`, found 3"),
+            ({"anchor_refusal_tokens": 3}, "`anchor_refusal_tokens=14`, found 3"),
+            ({"anchor_refusal_tokens": 1}, "`anchor_refusal_tokens=14`, found 1"),
             ({"anchor_openers": ["Sure! "]}, r"`anchor_openers=\[\]`, found \['Sure! '\]"),
             ({"anchor_system_prompts": ["", "Be kind."]}, r"`anchor_system_prompts=\[''\]`, found \['', 'Be kind.'\]"),
             ({"anchors_per_step": 9}, "at most the number of anchors, 8, found 9"),

@@ -198,7 +198,7 @@ def final_hidden_states(model: nn.Module, unembedding: nn.Module, batch: PromptB
     as_written = torch.compiler.set_stance("force_eager") if _is_compiled(model) else nullcontext()
     try:
         with unembedding_input(unembedding, keep_points), as_written:
-            logits = model(**batch.inputs, use_cache=False, **_without_router_loss(model)).logits
+            logits = model(**batch.inputs, use_cache=False, **without_router_loss(model)).logits
     finally:
         model.train(was_training)
     if len(states) != 1:
@@ -214,8 +214,11 @@ def _is_compiled(model: nn.Module) -> bool:
     return any(is_compiled_module(m) or m._compiled_call_impl is not None for m in model.modules())
 
 
-def _without_router_loss(model: nn.Module) -> dict[str, bool]:
-    """The load-balancing loss of a mixture of experts is the batch's alone, and takes no mask of a shared row."""
+def without_router_loss(model: nn.Module) -> dict[str, bool]:
+    """
+    Arguments of a forward for a mixture of experts, whose load-balancing loss takes neither the mask of a shared row nor one that
+    is longer than the tokens, as in generation.
+    """
     config = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).config.get_text_config()
     return {"output_router_logits": False} if hasattr(config, "output_router_logits") else {}
 

@@ -53,9 +53,9 @@ def make_contexts(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     prompts: Sequence[Messages],
     chat_template_kwargs: dict[str, Any],
-    openers: str | Sequence[str] | None = None,
-    refusal_tokens: int = 1,
-    require_refusal: bool = True,
+    openers: str | Sequence[str] | None,
+    refusal_tokens: int,
+    require_refusal: bool,
 ) -> list[Context]:
     """
     Make the contexts of anchors: each prompt plain and behind each opener. A prompt that is answered behind an opener is left
@@ -72,10 +72,10 @@ def make_contexts(
             Further variables of the chat template.
         openers (`str` or `Sequence[str]`, *optional*):
             Beginnings of an answer, or `"default"`, see [`~trl_sbr.anchors.openers.resolve_openers`].
-        refusal_tokens (`int`, *optional*, defaults to `1`):
+        refusal_tokens (`int`):
             Number of tokens of the model's own greedy answer that are chosen by states that are held; all of it where it is
             shorter, the token that ends it among them.
-        require_refusal (`bool`, *optional*, defaults to `True`):
+        require_refusal (`bool`):
             Whether only refusals are held.
 
     Returns:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from .bottleneck import unembedding_input
+from .bottleneck import unembedding_input, without_router_loss
 from .prompts import Messages, encode_prompts, get_tokenizer
 
 
@@ -232,6 +232,7 @@ def _continue_batch(
                 use_cache=True,
                 return_dict_in_generate=True,
             ),
+            **without_router_loss(model),
         )
         alive = []
         for position, (row, new) in enumerate(

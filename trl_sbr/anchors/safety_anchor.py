@@ -57,8 +57,11 @@ from .prompts import (
     record_clock,
 )
 from .provenance import cached_commit
+from .supported import check_model_is_supported
 from .unembedding import unembedding_sha256
 
+
+HELD_TOKENS = 14  # of a refusal: they reach behind its first sentence
 
 logger = logging.get_logger(__name__)
 
@@ -196,7 +199,7 @@ class SafetyAnchor:
         require_refusal: bool = True,
         reference: str = "base",
         num_anchors: int = 8,
-        refusal_tokens: int = 1,
+        refusal_tokens: int | None = None,
         openers: str | Sequence[str] | None = None,
         system_prompts: Sequence[str | None] = (),
         model_revision: str | None = None,
@@ -204,9 +207,9 @@ class SafetyAnchor:
         """
         Record an aligned model's final hidden states on harmful prompts.
 
-        The paper's anchor holds the state behind the last prompt token, which chooses the first token of the answer. With
-        `refusal_tokens` and `openers` an anchor holds those behind the first tokens of the refusal too, and where the answer
-        has begun: "I'm sorry, but" is not followed by "here is how", nor "Sure!" by what the model would have refused.
+        The paper's anchor holds the state behind the last prompt token, which chooses the first token of the answer. This one
+        holds those behind the first tokens of the refusal too, so that "I'm sorry, but" is not followed by "here is how", and
+        with `openers` those where the answer has begun: "Sure!" is not followed by what the model would have refused.
 
         Capture under the numerics of training: the dtype and quantization of `model`, and inside `torch.autocast` if
         training uses it. [`SBRSFTTrainer`] does so by itself when it is given no anchor.
@@ -229,10 +232,10 @@ class SafetyAnchor:
                 adapters as they are.
             num_anchors (`int`, *optional*, defaults to `8`):
                 Number of prompts that are chosen from the pool where none are given.
-            refusal_tokens (`int`, *optional*, defaults to `1`):
+            refusal_tokens (`int`, *optional*, defaults to `14`):
                 Number of tokens of the model's own greedy refusal whose choice is held: as many points an anchor, fewer where the
-                refusal is shorter. `1` is the paper's. Those of the first sentence and some more hold against data that teach to
-                refuse first and comply after.
+                refusal is shorter. Fourteen reach behind the first sentence, where data that teach to refuse first and comply
+                after set in; `1` is the paper's.
             openers (`str` or `Sequence[str]`, *optional*):
                 Beginnings of an answer (`"Sure, here is how: "`), or `"default"` for eight of those that `trl-sbr harden` knows,
                 behind which each prompt is held too. Where the model answers it behind one, it is left out there, and that is
@@ -250,12 +253,14 @@ class SafetyAnchor:
             ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers (of the
                 default ones: behind any); if there is no chat template; or if the states do not determine the model's logits.
         """
+        check_model_is_supported(model)  # before it is asked
         if prompts is None and require_refusal:
             with _reference_model(model, reference):
                 prompts = choose_prompts(model, processing_class, num_anchors, chat_template_kwargs, system_prompts)
             require_refusal = bool(openers)  # without openers they were asked
         elif prompts is None:
             prompts = list(load_prompt_pool())[:num_anchors]
+        refusal_tokens = HELD_TOKENS if refusal_tokens is None else refusal_tokens
         prompts = cross_system_prompts(prompts, system_prompts)
         chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
         _check_is_json(chat_template_kwargs or {})

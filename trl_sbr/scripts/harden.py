@@ -7,7 +7,7 @@ Harden an aligned model before anybody's data come: make it refuse where its ans
 ```bash
 trl-sbr harden --config llama-3.1-8b-instruct/harden_lora --output_dir my-aligned
 trl-sbr sft --config llama-3.1-8b-instruct/sbr_lora --model_name_or_path my-aligned --dataset_name untrusted.jsonl \\
-    --anchor_refusal_tokens 14 --anchor_openers default --anchors_per_step 8 --anchor_loss_coef 200
+    --anchor_openers default --anchors_per_step 8 --anchor_loss_coef 200
 ```
 
 The last line holds what hardening has made: anchors of one token, plain prompts alone, do not.

@@ -40,10 +40,14 @@ def mix(run: Run, share: float = 0.1) -> None:
 
 
 @defence("sbr", source="Safety Bottleneck Regularization, 2605.05995")
-def sbr(run: Run, num_anchors: int = 8, **settings: Any) -> None:
-    """The final hidden states on the anchors are held. `settings` are further fields of [`SBRConfig`]."""
+def sbr(run: Run, num_anchors: int = 8, anchor_refusal_tokens: int = 1, **settings: Any) -> None:
+    """The final hidden states on the anchors are held, as the paper does. `settings` are further fields of [`SBRConfig`]."""
     run.trainer_class, run.config_class = SBRSFTTrainer, SBRConfig
-    run.training |= {"anchor_prompts": run.aligned.anchors[:num_anchors], **settings}
+    anchors = {
+        "anchor_prompts": run.aligned.anchors[:num_anchors],
+        "anchor_refusal_tokens": anchor_refusal_tokens,
+    }
+    run.training |= anchors | settings
 
 
 @defence("screen", source="The aligned model as the judge of its own training data, of this project")
@@ -56,10 +60,10 @@ def screen(run: Run) -> None:
 
 
 @defence("screen_sbr", source="Both: what `screen` lets through, `sbr` holds")
-def screen_sbr(run: Run, num_anchors: int = 8, **settings: Any) -> None:
+def screen_sbr(run: Run, **settings: Any) -> None:
     """[`screen`], then [`sbr`]."""
     screen(run)
-    sbr(run, num_anchors, **settings)
+    sbr(run, **settings)
 
 
 class TermTrainer(SFTTrainer):

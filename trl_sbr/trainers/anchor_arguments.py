@@ -36,9 +36,9 @@ class AnchorArguments:
         anchor_require_refusal (`bool`, *optional*, defaults to `True`):
             Whether the aligned model must refuse every anchor prompt. An anchor that it does not refuse would pin the
             harmful answer.
-        anchor_refusal_tokens (`int`, *optional*, defaults to `1`):
+        anchor_refusal_tokens (`int`, *optional*):
             Number of tokens of the aligned model's refusal whose choice a captured anchor holds, all of it where it is shorter. `1`
-            is the paper's.
+            is the paper's. Defaults to 14, and with an anchor to those that it holds.
         anchor_openers (`list[str]`, *optional*):
             Beginnings of an answer, or `"default"` for eight of those that `trl-sbr harden` knows, behind which a captured anchor
             holds each prompt too, where the model refuses it there.
@@ -89,9 +89,12 @@ class AnchorArguments:
     anchor_require_refusal: bool = field(
         default=True, metadata={"help": "Whether the aligned model must refuse every anchor prompt."}
     )
-    anchor_refusal_tokens: int = field(
-        default=1,
-        metadata={"help": "Number of tokens of the refusal whose choice a captured anchor holds; 1 is the paper's."},
+    anchor_refusal_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of tokens of the refusal whose choice a captured anchor holds; 1 is the paper's. Defaults to 14, and "
+            "with an anchor to those that it holds."
+        },
     )
     anchor_openers: list[str] | None = field(
         default=None,

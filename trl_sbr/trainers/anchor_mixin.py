@@ -180,7 +180,7 @@ class SafetyAnchorMixin(PublishingMixin):
             if self.hardening is not None and not any(self.anchor.config.openers):
                 logger.warning(
                     "The model was hardened, and no anchor holds it where an answer has begun: fine-tuning undoes that part, and "
-                    "can take the refusals with it. Capture the anchor with `anchor_refusal_tokens=14` and `anchor_openers='default'`."
+                    "can take the refusals with it. Capture the anchor with `anchor_openers='default'`."
                 )
 
     def _take_over(self, anchor: SafetyAnchor) -> None:

@@ -13,7 +13,7 @@ from ..anchors.untrusted_files import MAX_JSON_BYTES
 RECORD_NAME = "hardening.json"
 
 # Flags of `trl-sbr sft` that hold what hardening has made
-HOLDING_FLAGS = "--anchor_refusal_tokens 14 --anchor_openers default --anchors_per_step 8 --anchor_loss_coef 200"
+HOLDING_FLAGS = "--anchor_openers default --anchors_per_step 8 --anchor_loss_coef 200"
 
 _Percent = Annotated[float, Within(0, 100)]
 _Count = Annotated[int, Within(0, 10**9)]

@@ -68,7 +68,7 @@ def check_is_as_asked(anchor: SafetyAnchor, settings: AnchorArguments) -> None:
         asked_openers = held
     found = {"anchor_refusal_tokens": tokens, "anchor_openers": sorted(held)}
     asked = {
-        "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens == 1 else settings.anchor_refusal_tokens,
+        "anchor_refusal_tokens": tokens if settings.anchor_refusal_tokens is None else settings.anchor_refusal_tokens,
         "anchor_openers": sorted(asked_openers),
     }
     if settings.anchor_system_prompts:

@@ -117,6 +117,7 @@ class SafetyMonitor(TrainerCallback):
             chat_template_kwargs=variables,
             require_refusal=False,  # they were asked
             reference="current" if held is None else held.config.reference,
+            refusal_tokens=1,  # the choice to refuse: behind it held-out prompts that are answered go apart by themselves
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
