@@ -254,13 +254,13 @@ class SafetyAnchor:
                 default ones: behind any); if there is no chat template; or if the states do not determine the model's logits.
         """
         check_model_is_supported(model)  # before it is asked
+        refusal_tokens = HELD_TOKENS if refusal_tokens is None else refusal_tokens
         if prompts is None and require_refusal:
             with _reference_model(model, reference):
                 prompts = choose_prompts(model, processing_class, num_anchors, chat_template_kwargs, system_prompts)
-            require_refusal = bool(openers)  # without openers they were asked
+            require_refusal = bool(openers) or refusal_tokens > 1  # or else all were asked already
         elif prompts is None:
             prompts = list(load_prompt_pool())[:num_anchors]
-        refusal_tokens = HELD_TOKENS if refusal_tokens is None else refusal_tokens
         prompts = cross_system_prompts(prompts, system_prompts)
         chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
         _check_is_json(chat_template_kwargs or {})
