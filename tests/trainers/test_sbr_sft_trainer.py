@@ -509,7 +509,8 @@ class TestQLoRA:
         )
         assert trainer.anchor.config.quantization["bnb_4bit_quant_type"] == "nf4"
         trainer.train()
-        assert history(trainer, "anchor_loss")[0] < 1e-9  # the kernels of a forward without gradients round differently
+        # The kernels of a forward without gradients round differently
+        assert history(trainer, "anchor_loss")[0] < 1e-9
         assert history(trainer, "anchor_loss")[-1] > 0
 
         # The model that is not quantized is another one
