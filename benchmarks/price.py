@@ -95,7 +95,6 @@ ARMS = {
     "sbr, lambda 1": Arm(coef=1),
     "sbr, lambda 5": Arm(coef=5),
     "sbr, lambda 200": Arm(coef=200),
-    "sbr, lambda 1, 200": Arm(steps=200, coef=1),
     "sbr, lambda 5, 200": Arm(steps=200, coef=5),
     "sbr, 1 anchor": Arm(coef=50, num_anchors=1),
     "sbr, 2 anchors": Arm(coef=50, num_anchors=2),

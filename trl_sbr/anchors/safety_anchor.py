@@ -250,8 +250,9 @@ class SafetyAnchor:
             [`SafetyAnchor`]: The anchor.
 
         Raises:
-            ValueError: If a prompt is empty, repeated, too long or not refused; if none is behind one of the openers (of the
-                default ones: behind any); if there is no chat template; or if the states do not determine the model's logits.
+            ValueError: If the model is of a kind that cannot be held; if a prompt is empty, repeated, too long or not refused; if
+                none is behind one of the openers (of the default ones: behind any); if there is no chat template; or if the states
+                do not determine the model's logits.
         """
         check_model_is_supported(model)  # before it is asked
         refusal_tokens = HELD_TOKENS if refusal_tokens is None else refusal_tokens
