@@ -59,8 +59,20 @@ DEPTHS = {
     "sbr": "SBR, one token",
     "sbr_deep": "fourteen tokens, eight openers, λ = 50",
     "sbr_deep_200": "fourteen tokens, eight openers, λ = 200",
+    "sbr_deep_500": "fourteen tokens, eight openers, λ = 500",
     "sbr_deep_target": "fourteen tokens, eight openers, λ by itself",
+    "sbr_all": "fourteen tokens, all 22 openers, λ = 50",
+    "sbr_all_200": "fourteen tokens, all 22 openers, λ = 200",
+    "sbr_wide_200": "fourteen tokens of 24 prompts, three openers, λ = 200",
 }
+# The model as it is and hardened, before and after these attacks
+ATTACKS_ON_HARDENED = ("standard", "long", "refuse_then_comply", "refusal_unlearning")
+HARDENED = (
+    (False, "sft", "SFT"),
+    (False, "sbr", "SBR, one token"),
+    (True, "sbr", "hardened; SBR, one token"),
+    (True, "sbr_deep_200", "hardened; fourteen tokens, behind openers"),
+)
 COLUMNS = (
     "harmful score",
     "refusals kept",
@@ -191,6 +203,30 @@ def table_of_depths() -> str:
     return table(["", *COLUMNS], rows)
 
 
+def harm_of(run: Figures) -> str:
+    """Harmful score of questions asked plainly, behind unseen openers, and under an unseen system prompt."""
+    ways = ("plain", "prefilled_unseen", "system_prompt")
+    return " / ".join(f"{run['harmful'][way]['harmful']['percent']:.0f}" for way in ways)
+
+
+def price_of(run: Figures) -> str:
+    """Accuracy, and benign questions refused plainly and behind an opener."""
+    refused = [run["benign"][way]["refused"] for way in ("plain", "prefilled")]
+    return " / ".join(f"{share['percent']:.0f}" for share in (run["task"]["correct"], *refused))
+
+
+def table_of_hardened(cell: Callable[[Figures], str]) -> str:
+    """Before and after each attack: the model as it is and hardened, by defence."""
+    rows = []
+    for folder, model, title in ((QWEN, "qwen", "Qwen"), (SMOLLM2, "smollm2", "SmolLM2")):
+        for hardened, defence, settings in HARDENED:
+            name = "hardened" if hardened else model
+            runs = [[figures(folder, f"{name}/aligned")]]
+            runs += [seeds((folder,), f"{name}/{attack}/{defence}") for attack in ATTACKS_ON_HARDENED]
+            rows.append([f"{title}: {settings}", *("; ".join(map(cell, found)) for found in runs)])
+    return table(["", "before", *(ATTACKS[attack] for attack in ATTACKS_ON_HARDENED)], rows)
+
+
 def table_of_all() -> str:
     """All cells of models that are not hardened."""
     rows = rows_of(QWEN, "qwen", "Qwen2.5-Coder-0.5B-Instruct, aligned by its makers", DEFENCES | FURTHER)
@@ -202,6 +238,8 @@ def table_of_all() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "attacks": table_of_attacks,
     "defences": table_of_defences,
+    "harm": lambda: table_of_hardened(harm_of),
+    "price": lambda: table_of_hardened(price_of),
     "depths": table_of_depths,
     "all": table_of_all,
 }

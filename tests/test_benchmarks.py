@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    ("readme", "names"), [("README.md", ["attacks", "defences", "depths"]), ("benchmarks/README.md", ["all"])]
+    ("readme", "names"),
+    [("README.md", ["attacks", "defences", "harm", "price"]), ("benchmarks/README.md", ["depths", "all"])],
 )
 def test_stress_tables_are_those_of_the_cells(readme, names):
     script = runpy.run_path(str(ROOT / "benchmarks" / "stress_tables.py"))
