@@ -208,9 +208,10 @@ class TestMixtureOfExperts:
 
 @pytest.mark.slow
 class TestCompiled:
-    @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)], ids=["full", "lora"])
     @pytest.mark.parametrize(
-        "settings", [{"label_smoothing_factor": 0.1}, {"gradient_accumulation_steps": 2}], ids=str
+        ("peft_config", "settings"),
+        [(None, {"label_smoothing_factor": 0.1}), (LoraConfig(**LORA), {"gradient_accumulation_steps": 2})],
+        ids=["full", "lora"],
     )
     def test_trains_as_the_model_does_as_written(self, tmp_path, peft_config, settings):
         logs = []

@@ -279,6 +279,18 @@ def encode_prompts(
     return [ids + begun[opener] for ids, opener in zip(encoded, openers, strict=True)]
 
 
+def refusal_of_system_prompts(processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> Exception | None:
+    """Returns why a chat template takes no system prompt (some raise at one, others leave it out), `None` if it takes one."""
+    import jinja2  # transformers renders templates with it
+
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you?"}]
+    try:
+        encode_prompts(processing_class, [messages])
+    except (jinja2.TemplateError, ValueError) as error:
+        return error
+    return None
+
+
 def record_clock(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     prompts: Sequence[str | Messages],

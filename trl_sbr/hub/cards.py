@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from huggingface_hub.utils import yaml_dump
 
 from ..anchors.provenance import PAPER, is_hub_id, public_name
-from ..trainers.hardening_record import HOLDING_FLAGS, HardeningRecord
+from ..trainers.hardening_record import HOLDING_FLAGS, HardeningRecord, name_figures
 from .licenses import base_model_license
 from .markup import Markup, code, escape, one_line, render
 
@@ -312,11 +312,9 @@ def render_anchor_card(config: "AnchorConfig", repo_id: str) -> str:
 def _hardening_in_words(record: HardeningRecord) -> dict[str, Any]:
     """What cards say of a hardening."""
     lines = ["| held-out prompts | before | after |", "|---|---|---|"]
-    for kind in ("harmful_answered", "benign_refused"):
-        for opener, before in record["before"][kind].items():
-            behind = f", behind {code(opener)}" if opener else ""
-            after = _cell(record["after"][kind].get(opener))
-            lines.append(f"| {kind.replace('_', ' ')}{behind} (n = {before['n']}) | {_cell(before)} | {after} |")
+    after = name_figures(record["after"], code)
+    for name, share in name_figures(record["before"], code).items():
+        lines.append(f"| {name} (n = {share['n']}) | {_cell(share)} | {_cell(after.get(name))} |")
     prompts = record["prompts"]
     return {
         "record": record,

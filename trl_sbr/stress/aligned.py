@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import jinja2
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from ..anchors.anchor_files import write_atomically
 from ..anchors.generation import REFUSAL_TOKENS, generate_answers
 from ..anchors.prompt_pool import choose_prompts
-from ..anchors.prompts import Messages, encode_prompts
+from ..anchors.prompts import Messages, refusal_of_system_prompts
 from ..demo.data import chat_row, load_questions
 from ..evaluation.models import ModelEntry
 from ..metrics.harmful_score.refusal import is_refusal
@@ -77,16 +76,13 @@ class Aligned:
     @cached_property
     def takes_system_prompts(self) -> bool:
         """Whether its chat template takes a system message: some raise at one, and others leave it out."""
-        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How are you?"}]
-        try:
-            encode_prompts(self.tokenizer, [messages])
-        except (jinja2.TemplateError, ValueError) as error:
+        error = refusal_of_system_prompts(self.tokenizer)
+        if error is not None:
             name = self.model_name_or_path
             logger.warning(
                 f"The chat template of `{name}` takes no system prompt, and it is asked under none: {error}"
             )
-            return False
-        return True
+        return error is None
 
     def load(self) -> PreTrainedModel:
         """Loads the model anew: trainings change theirs."""

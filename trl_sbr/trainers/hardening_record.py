@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `trl-sbr harden` says of the model that it makes, in `hardening.json` beside it: cards are made from it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
 
@@ -26,10 +27,12 @@ class _Share(TypedDict):
 
 
 class _Figures(TypedDict):
-    """By the opener behind which held-out prompts were asked, `""` for none."""
+    """By the opener behind which held-out prompts were asked, `""` for none; and under a system prompt, if the model takes one."""
 
     harmful_answered: dict[str, _Share]
     benign_refused: dict[str, _Share]
+    harmful_answered_under_system_prompt: NotRequired[_Share]  # nor does an older record have them
+    benign_refused_under_system_prompt: NotRequired[_Share]
 
 
 class _BaseModel(TypedDict):
@@ -63,6 +66,29 @@ class HardeningRecord(TypedDict):
     files: NotRequired[dict[str, str]]  # an older record names none
     before: _Figures
     after: _Figures
+
+
+def name_figures(figures: _Figures, quote: Callable[[str], str]) -> dict[str, _Share]:
+    """
+    Name the figures of a model in words.
+
+    Args:
+        figures (`dict[str, Any]`):
+            Those before or after.
+        quote (`Callable[[str], str]`):
+            How an opener is shown.
+
+    Returns:
+        `dict[str, dict[str, Any]]`: The shares, by what they are of.
+    """
+    named = {}
+    for kind in ("harmful_answered", "benign_refused"):
+        words = kind.replace("_", " ")
+        for opener, share in figures[kind].items():
+            named[f"{words}, behind {quote(opener)}" if opener else words] = share
+        if (share := figures.get(f"{kind}_under_system_prompt")) is not None:
+            named[f"{words}, under an unseen system prompt"] = share
+    return named
 
 
 def read_hardening(model_name_or_path: str | Path, revision: str | None = None) -> HardeningRecord | None:
