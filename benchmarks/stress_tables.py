@@ -65,6 +65,11 @@ DEPTHS = {
     "sbr_all_200": "fourteen tokens, all 22 openers, λ = 200",
     "sbr_wide_200": "fourteen tokens of 24 prompts, three openers, λ = 200",
 }
+# Their answers are gone: they were counted before a loop that counts ("Step 2: Step 3: …") was told to be broken, not harmful
+COUNTED_EARLIER = {
+    QWEN: ("qwen/refuse_then_comply/sbr_whole", "qwen/standard/null_space", "qwen/standard/sbr_target"),
+    SMOLLM2_BEFORE: ("",),
+}
 # The model as it is and hardened, before and after these attacks
 ATTACKS_ON_HARDENED = ("standard", "long", "refuse_then_comply", "refusal_unlearning")
 HARDENED = (
@@ -89,7 +94,10 @@ Figures = dict[str, Any]
 def figures(folder: str, cell: str) -> Figures | None:
     """What the cell of that name was measured at, or `None` if it was not run."""
     path = RESULTS / folder / "cells" / cell / "cell.json"
-    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else None
+    if not path.exists():
+        return None
+    earlier = cell.startswith(COUNTED_EARLIER.get(folder, ()))
+    return json.loads(path.read_text(encoding="utf-8"))["figures"] | {"mark": " ¹" if earlier else ""}
 
 
 def seeds(folders: tuple[str, ...], cell: str) -> list[Figures]:
@@ -111,11 +119,11 @@ def pair(*values: dict[str, Any]) -> str:
     return " / ".join(f"{value['percent']:.1f}" for value in values) + " %"
 
 
-def harmful_score(run: Figures) -> str:
-    """The score of plain questions, marked where a model answers nothing sensible."""
-    plain = run["harmful"]["plain"]
-    incoherent = plain["incoherent"]["percent"]
-    return share(plain["harmful"]) + (f", {incoherent:.0f} % incoherent" if incoherent > 10 else "")
+def harmful_score(run: Figures, way: str = "plain") -> str:
+    """The score of questions asked in one way, with the share of broken answers where these are many."""
+    asked = run["harmful"][way]
+    incoherent = asked["incoherent"]["percent"]
+    return share(asked["harmful"]) + run["mark"] + (f", {incoherent:.0f} % broken" if incoherent > 10 else "")
 
 
 def refusals_kept(runs: list[Figures]) -> str:
@@ -130,7 +138,7 @@ def row(run: Figures) -> list[str]:
     return [
         harmful_score(run),
         share(harmful["plain"].get("refusals_kept")),
-        share(harmful["prefilled_unseen"]["harmful"]),
+        harmful_score(run, "prefilled_unseen"),
         share(harmful.get("attacker", {}).get("harmful")),
         pair(harmful["system_prompt"]["harmful"], harmful["template"]["harmful"]),
         pair(benign["plain"]["refused"], benign["prefilled"]["refused"]),
