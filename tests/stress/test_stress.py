@@ -130,7 +130,7 @@ class TestQuick:
         assert len(before) == 7
         assert main(flags) == 0
         assert {path: path.stat().st_mtime_ns for path in output_dir.glob("cells/**/cell.json")} == before
-        assert "7 cells, 7 of them finished." in capsys.readouterr().out
+        assert "7 of 7 cells finished." in capsys.readouterr().out
 
     def test_other_settings_are_an_error(self, quick):
         _, flags = quick
@@ -183,7 +183,7 @@ class TestGrid:
     def test_dry_run(self, name, tmp_path, capsys):
         assert main(["--config", name, "--output_dir", str(tmp_path / "out"), "--dry_run"]) == 0
         said = capsys.readouterr().out
-        assert "cells, 0 of them finished" in said and "/standard" in said
+        assert "\n0 of " in said and " cells finished." in said and "/standard" in said
         assert not (tmp_path / "out").exists()
         assert f"trl-sbr stress --config {name} " in find_recipe(f"stress/{name}").read_text()
 

@@ -84,7 +84,7 @@ def stress(args) -> int:
     bench, failed = Bench(args), []
     if pending:  # a report is made without what the cells were made of
         check_cells(bench, pending)
-    print(f"{len(cells)} cells, {len(finished)} of them finished.{_time_left(pending, seconds)}", flush=True)
+    print(f"{len(finished)} of {len(cells)} cells finished.{_time_left(pending, seconds)}", flush=True)
     if args.dry_run:
         for cell in pending:
             print(f"  {cell.name}")
