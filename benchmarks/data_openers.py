@@ -3,6 +3,7 @@
 """A plugin of `trl-sbr stress`: SBR behind openers that the training data have themselves, beginnings of their answers."""
 
 import random
+
 from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.stress.defences import sbr
 from trl_sbr.stress.run import defence
