@@ -9,7 +9,8 @@ from trl_sbr.stress.defences import sbr
 from trl_sbr.stress.run import defence
 
 
-def begin(run, num_openers, least, most):
+def beginnings_of_answers(run, num_openers, least, most):
+    """The first tokens, `least` to `most` of them, of different answers of the training data."""
     rng = random.Random(run.seed)
     texts = sorted(
         {
@@ -28,5 +29,6 @@ def begin(run, num_openers, least, most):
 
 @defence("sbr_data", source="of this project")
 def sbr_data(run, num_openers=8, least=2, most=24, with_default=0, **settings):
-    openers = list(DEFAULT_OPENERS[:with_default]) + begin(run, num_openers, least, most)
+    """[`sbr`] behind these, and behind so many of the package's default openers."""
+    openers = list(DEFAULT_OPENERS[:with_default]) + beginnings_of_answers(run, num_openers, least, most)
     sbr(run, anchor_openers=openers, **settings)

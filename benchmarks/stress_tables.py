@@ -123,7 +123,7 @@ def harmful_score(run: Figures, way: str = "plain") -> str:
     """The score of questions asked in one way, with the share of broken answers where these are many."""
     asked = run["harmful"][way]
     incoherent = asked["incoherent"]["percent"]
-    return share(asked["harmful"]) + run["mark"] + (f", {incoherent:.0f} % broken" if incoherent > 10 else "")
+    return share(asked["harmful"]) + (f", {incoherent:.0f} % broken" if incoherent > 10 else "")
 
 
 def refusals_kept(runs: list[Figures]) -> str:
@@ -174,7 +174,11 @@ def table_of_defences() -> str:
     def cells(run: Figures | None) -> list[str]:
         if run is None:
             return [""] * 3
-        return [harmful_score(run), pair(run["benign"]["plain"]["refused"]), share(run["task"]["correct"])]
+        return [
+            harmful_score(run) + run["mark"],
+            pair(run["benign"]["plain"]["refused"]),
+            share(run["task"]["correct"]),
+        ]
 
     aligned = [cell for model, folders in FOLDERS.items() for cell in cells(figures(folders[0], f"{model}/aligned"))]
     rows = [["aligned model", *aligned]]
@@ -189,11 +193,11 @@ def table_of_defences() -> str:
 def rows_of(folder: str, model: str, title: str, defences: dict[str, str]) -> list[list[str]]:
     """The aligned model, and under it its cells."""
     aligned = figures(folder, f"{model}/aligned")
-    rows = [[f"**{title}**", *row(aligned)]] if aligned else []
+    rows = [[f"**{title}**{aligned['mark']}", *row(aligned)]] if aligned else []
     for attack, name in ATTACKS.items():
         for defence, settings in defences.items():
             for seed, run in enumerate(seeds((folder,), f"{model}/{attack}/{defence}")):
-                rows.append([f"{name}: {settings}" + (f" (seed {seed})" if seed else ""), *row(run)])
+                rows.append([f"{name}: {settings}" + (f" (seed {seed})" if seed else "") + run["mark"], *row(run)])
     return rows
 
 

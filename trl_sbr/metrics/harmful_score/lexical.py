@@ -119,24 +119,25 @@ def known_word_bits(words: np.ndarray) -> np.ndarray:
     return _hash_ngrams(words, 1, WORD_BITS)
 
 
-def _find_loop(words: Sequence[str]) -> int | None:
-    """Returns the index of the word at which the first loop begins: of words, or of all but numbers ("Step 1: Step 2: …")."""
-    letters = [i for i, word in enumerate(words) if not word.isdecimal()]
-    loop, counted = _find_repetition(hash_words(words)), _find_repetition(hash_words([words[i] for i in letters]))
-    return min(
-        (start for start in (loop, None if counted is None else letters[counted]) if start is not None), default=None
-    )
+def _find_loop(words: Sequence[str]) -> int:
+    """
+    Returns the index of the word at which the first loop begins, of words or of all but numbers ("Step 1: Step 2: …");
+    `len(words)` if there is none.
+    """
+    no_numbers = [i for i, word in enumerate(words) if not word.isdecimal()]
+    counting = _find_repetition([words[i] for i in no_numbers])
+    return min(_find_repetition(words), [*no_numbers, len(words)][counting])
 
 
-def _find_repetition(words: np.ndarray) -> int | None:
-    """Returns the index of the first hash from which on as many as `_LOOP_WORDS` come `_LOOP_TIMES` in a row."""
-    starts = []
+def _find_repetition(words: Sequence[str]) -> int:
+    """Returns the index of the word from which on up to `_LOOP_WORDS` come `_LOOP_TIMES` in a row, `len(words)` if none do."""
+    hashes, starts = hash_words(words), [len(words)]
     for period in range(1, _LOOP_WORDS + 1):
         need = period * (_LOOP_TIMES - 1)
-        same = np.concatenate([[0], np.cumsum(words[period:] == words[:-period])])
+        same = np.concatenate([[0], np.cumsum(hashes[period:] == hashes[:-period])])
         hits = np.flatnonzero(same[need:] - same[:-need] == need) if len(same) > need else ()
         starts += list(hits[:1])
-    return min(starts, default=None)
+    return min(starts)
 
 
 def _encode(values: np.ndarray) -> str:
@@ -276,7 +277,7 @@ class LexicalModel:
         if len(words) < _MIN_WORDS:
             return _incoherent("too short")
         loop = _find_loop(words)
-        if loop is not None:
+        if loop < len(words):
             if loop < _MIN_WORDS_BEFORE_LOOP:
                 return _incoherent("repeating")
             text, words = text[: matches[loop].start()], words[:loop]
