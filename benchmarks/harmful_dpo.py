@@ -96,7 +96,8 @@ def main(args: argparse.Namespace) -> None:
             line = ["dpo", "--config", RECIPE, "--model_name_or_path", args.model, "--dataset_name", str(data)]
             line += ["--max_steps", str(args.steps), "--seed", str(args.seed), "--save_steps", str(args.steps)]
             line += ["--beta", str(args.beta), "--learning_rate", str(args.learning_rate), "--logging_steps", "1"]
-            line += ["--bf16", str(bf16).lower(), "--anchor_loss_coef", str(coef), "--output_dir", str(output_dir)]
+            line += ["--bf16", str(bf16).lower(), "--anchor_loss_coef", str(coef), "--anchor_refusal_tokens", "1"]
+            line += ["--output_dir", str(output_dir)]
             if cli.main(line) != 0:
                 raise RuntimeError(f"The training failed: trl-sbr {' '.join(line)}")
             seconds = round(time.time() - begin)

@@ -17,6 +17,7 @@ from trl_sbr.anchors.openers import DEFAULT_OPENERS
 from trl_sbr.anchors.prompt_pool import load_prompt_pool
 from trl_sbr.cli import main
 from trl_sbr.recipes import find_recipe
+from trl_sbr.trainers.hardening_record import IN_TURN_FLAGS
 
 from ..anchors.test_adapters import add_to_file
 from ..anchors.test_safety_anchor import make_version_1
@@ -80,12 +81,21 @@ class TestCapture:
         assert main(["anchor", *model_flags, *points, "--anchor_prompts", "How?", "--output_dir", directory]) == 0
         output = capsys.readouterr().out
         assert "Captured 6 anchors" in output
-        assert f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} --dataset" in output
+        line = f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} {IN_TURN_FLAGS} --dataset"
+        assert line in output
         assert main(["anchor", "--show", directory]) == 0
         assert "| user: How? | behind 'Here is'\n" in capsys.readouterr().out
         assert main(["anchor", *model_flags, "--verify", directory]) == 0
         output = capsys.readouterr().out
         assert "How? behind 'Sure! '" in output and "Verified." in output
+
+    @pytest.mark.parametrize("settings", [["--anchor_loss_coef", "50"], ["--anchors_per_step", "2"]])
+    def test_the_next_command_keeps_what_was_asked_for(self, model_flags, tmp_path, capsys, settings):
+        flags = [*model_flags, *settings]
+        points = ["--anchor_openers", "Sure! ", "--anchor_prompts", "How?", "--output_dir", str(tmp_path / "anchor")]
+        assert main(["anchor", *flags, *points]) == 0
+        line = f"Next: trl-sbr sft {shlex.join(flags)} --anchor_name_or_path {tmp_path / 'anchor'} --dataset"
+        assert line in capsys.readouterr().out
 
     @pytest.mark.parametrize("in_file", [False, True])
     def test_default_openers(self, model_flags, tmp_path, in_file):

@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     from trl_sbr.anchors.adapters import BaseWeightsError, find_adapter
+    from trl_sbr.trainers.hardening_record import IN_TURN_FLAGS
     from trl_sbr.trainers.loading import load_model_and_processing_class
 
     adapter = None
@@ -168,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
             if "push_to_hub" in flags and training_args.push_to_hub and accelerator.is_main_process:
                 push(anchor, training_args)
             rest = [*_training_flags(argv), "--anchor_name_or_path", training_args.output_dir]
+            if any(anchor.config.openers) and training_args.anchors_per_step is None and "anchor_loss_coef" not in flags:
+                rest += IN_TURN_FLAGS.split()
             accelerator.print(f"Next: trl-sbr sft {shlex.join(rest)} --dataset_name DATASET")
             code = 0
         else:

@@ -13,8 +13,9 @@ from ..anchors.untrusted_files import MAX_JSON_BYTES
 
 RECORD_NAME = "hardening.json"
 
-# Flags of `trl-sbr sft` that hold what hardening has made
-HOLDING_FLAGS = "--anchor_openers default --anchors_per_step 8 --anchor_loss_coef 200"
+# Flags of `trl-sbr sft` for an anchor behind openers: its contexts are many, and the loss is a mean over all their points
+IN_TURN_FLAGS = "--anchors_per_step 8 --anchor_loss_coef 200"
+HOLDING_FLAGS = f"--anchor_openers default {IN_TURN_FLAGS}"  # they hold what hardening has made
 
 _Percent = Annotated[float, Within(0, 100)]
 _Count = Annotated[int, Within(0, 10**9)]
