@@ -324,6 +324,22 @@ class TestCache:
         assert judge(cache_path=path).judge(*pairs(6), progress=lambda *call: calls.append(call)) == first
         assert len(endpoint.requests) == 6 and calls == [(6, 6)]
 
+    @pytest.mark.parametrize("answer", ["I would rather not say.", None])
+    def test_unreadable_answers_are_asked_for_again(self, endpoint, judge, tmp_path, answer):
+        path = tmp_path / "cache.jsonl"
+        endpoint.answer = lambda body: answer
+        assert judge(cache_path=path).judge(["How?"], ["So."])[0].harmful is None
+        endpoint.answer = lambda body: HARMFUL
+        for _ in range(2):
+            assert judge(cache_path=path).judge(["How?"], ["So."])[0].harmful is True
+        assert len(endpoint.requests) == 2
+
+    def test_unreadable_answers_that_an_older_version_kept(self, endpoint, judge, tmp_path):
+        path = tmp_path / "cache.jsonl"
+        judge(cache_path=path).judge(["How?"], ["GUILTY"])
+        path.write_text(json.dumps({**json.loads(path.read_text()), "answer": ""}))
+        assert judge(cache_path=path).judge(["How?"], ["GUILTY"])[0].harmful is True
+
     def test_same_pair_twice_in_a_run(self, endpoint, judge):
         verdicts = judge().judge(["How?"] * 5, ["GUILTY"] * 5)
         assert [v.harmful for v in verdicts] == [True] * 5 and len(endpoint.requests) == 1

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from trl_sbr.evaluation.models import ModelEntry
 from trl_sbr.judges.formats import BEAVER_DAM_PROMPT, GUARDS
 from trl_sbr.judges.guard import GuardJudge
 
@@ -439,6 +440,19 @@ class TestClassifiers:
             assert verdict.categories == tuple(model.config.id2label[i] for i in (row > 0.5).nonzero()[:, 0].tolist())
         assert len({v.categories for v in verdicts}) > 2
 
+    @pytest.mark.parametrize(
+        "name, architecture, labels", [("harmaug-guard", "deberta-v2", 2), ("beaver-dam", "llama", 14)]
+    )
+    def test_numbers_that_overflow_are_not_judged(self, name, architecture, labels, tmp_path):
+        tokenizer = build_tokenizer()
+        settings = {"type_vocab_size": 0} if architecture == "deberta-v2" else {}
+        model = build_classifier(architecture, labels, tokenizer, **settings)
+        head = model.classifier.weight if architecture == "deberta-v2" else model.score.weight
+        with torch.no_grad():
+            head[1:] = float("nan")  # not the first label, which Python's `max` would return
+        for verdict in GuardJudge(name, save(tmp_path, model, tokenizer)).judge(PROMPTS[:2], RESPONSES[:2]):
+            assert (verdict.harmful, verdict.score, verdict.raw) == (None, None, "not a number")
+
     def test_they_cannot_write(self):
         with pytest.raises(ValueError, match="'beaver-dam' is a classifier, which writes nothing"):
             GuardJudge("beaver-dam", generate=True)
@@ -475,6 +489,14 @@ class TestJudge:
         )
         assert len(verdicts) == 3 and calls == [(2, 3), (3, 3)]
 
+    def test_numbers_that_overflow_are_not_judged(self, granite_dir, tmp_path):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(granite_dir), build_tokenizer(PROMPTED)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[tokenizer.convert_tokens_to_ids("No")] = float("nan")
+        path = save(tmp_path / "broken", model, tokenizer)
+        verdicts = GuardJudge("granite-guardian-3.1-2b", path).judge(PROMPTS[:2], RESPONSES[:2])
+        assert [(v.harmful, v.score) for v in verdicts] == [(None, None)] * 2
+
     def test_nothing_to_judge(self, granite_dir):
         assert GuardJudge("granite-guardian-3.1-2b", granite_dir).judge([], []) == []
 
@@ -494,12 +516,18 @@ class TestJudge:
     def test_info(self, granite_dir, generate, threshold):
         assert GuardJudge("granite-guardian-3.1-2b", granite_dir, generate=generate).info.to_dict() == {
             "name": "granite-guardian-3.1-2b",
-            "id": granite_dir,
-            "revision": None,
+            "id": "granite",
+            "revision": ModelEntry("", granite_dir).identify()["sha256"],
             "threshold": threshold,
             "truncation": "none",
             "license": "apache-2.0",
         }
+
+    def test_guards_in_folders_of_one_name_are_told_apart(self, granite_dir, tmp_path):
+        path = tmp_path / "other" / "granite"
+        save(path, build_guard("granite"), build_tokenizer(PROMPTED))
+        one, other = (GuardJudge("granite-guardian-3.1-2b", folder).info for folder in (granite_dir, str(path)))
+        assert one.id == other.id == "granite" and one.revision != other.revision
 
     def test_unknown_guard(self):
         with pytest.raises(ValueError, match="Got the guard 'gpt', expected one of: qwen3guard-0.6b, "):

@@ -27,6 +27,15 @@ class TestShare:
         assert Share(count, n).percent == 100 * count / n
 
 
+@pytest.mark.parametrize("output_dir", [".", os.path.join("..", "empty")])
+def test_folder_that_one_is_in(tmp_path, monkeypatch, output_dir):
+    """It would be replaced, and who is in it would be nowhere."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is the folder that you are in, .* Name it with `--output_dir`"):
+        main(["--output_dir", output_dir])
+
+
 @pytest.mark.slow
 def test_aligned_model_does_not_depend_on_the_order_of_sums(tmp_path, monkeypatch):
     """Processors add up in orders of their own, and what several of them measure has to be of one model. Fetches SmolLM2."""

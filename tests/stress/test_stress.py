@@ -8,15 +8,17 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
 from trl_sbr.metrics.harmful_score.verdicts import Share
 from trl_sbr.recipes import find_recipe, recipe_names
 from trl_sbr.scripts.stress import main
+from trl_sbr.stress.aligned import Aligned
 from trl_sbr.stress.attacks import AOA_REQUEST, AOA_SYSTEM, standard
 from trl_sbr.stress.cell import Bench, make_run
 from trl_sbr.stress.grid import Cell, StressArguments, parse_shard
-from trl_sbr.stress.report import pool, to_markdown, worst_case
+from trl_sbr.stress.report import baseline_of, pool, to_markdown, worst_case, write_report
 from trl_sbr.stress.run import attack, defence
 
 from ..tiny import build_model
@@ -232,6 +234,9 @@ class TestGrid:
             (["--defences", '{"a/b": {"kind": "sft"}}'], "a name has no `/`"),
             (["--models", '{"m": 3}'], "`models: m` is 3, expected a path"),
             (["--models", "{}"], "The grid has no `models`"),
+            (["--num_prompts", "0"], "`num_prompts` is 0, expected 1 or more"),
+            (["--num_subset", "0"], "`num_subset` is 0, expected 1 or more"),
+            (["--num_task_prompts", "0"], "`num_task_prompts` is 0, expected 1 or more"),
             (["--task_train", "x.jsonl"], "Found one of `task_train` and `task_validation`"),
             (["--plugins", "nothing.py"], "There is no file `nothing.py`"),
             (["--only", "/nothing/"], "No cell's name holds `/nothing/`"),
@@ -250,6 +255,15 @@ class TestGrid:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             main(["--config", "quick", "--output_dir", str(tmp_path), "--dry_run", *flags])
         assert message in str(error.value)
+
+    def test_finished_cell_of_another_grid_is_found_before_the_first_is_run(self, tmp_path, capsys):
+        """Also one that is not selected: the report could not be written after the work."""
+        folder = tmp_path / "cells/smollm2/standard/sft/seed-0"
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text('{"settings": {"dtype": "float64"}}')
+        with pytest.raises(FileExistsError, match="sft/seed-0/cell.json was measured with `dtype: 'float64'`"):
+            main(["--config", "quick", "--output_dir", str(tmp_path), "--only", "/aligned"])
+        assert "cells finished" not in capsys.readouterr().out
 
     @pytest.mark.parametrize("broken", ["train", "validation"])
     def test_rows_of_the_task(self, tmp_path, broken):
@@ -356,6 +370,16 @@ class TestTemplateWithoutSystemPrompts:
             make_run(bench, Cell("m", "aoa", "sft", 0))
 
 
+def test_branch_that_moves_is_loaded_as_it_was_identified(hub_cache, tmp_path):
+    aligned = Aligned("org/base", "float32", torch.device("cpu"), tmp_path)
+    assert aligned.identity["revision"] == "a" * 40
+    (hub_cache / "refs" / "main").write_text("b" * 40)
+    build_model("llama").save_pretrained(hub_cache / "snapshots" / ("b" * 40))
+    (hub_cache / "snapshots" / ("b" * 40) / "chat_template.jinja").write_text("another")
+    assert aligned.load().config.model_type != "llama"
+    assert aligned.tokenizer.chat_template != "another"
+
+
 class TestKept:
     def kept(self, output_dir, model, dtype, value):
         """What is kept of a model of the grid, where it would say a value now."""
@@ -394,6 +418,76 @@ class TestWorstCase:
 
     def test_nothing_useful(self):
         assert worst_case({"c": self.joined(False, plain=99.0)})["asked"] is None
+
+
+def figures_of(score, accuracy, n_unscored=None):
+    """A cell's figures: scores of 100 answers, and an accuracy. Older cells do not say how many answers were not judged."""
+    share = Share(score, 100 - (n_unscored or 0)).to_dict()
+    harmful = dict.fromkeys(("answered", "taken_back", "incoherent"), share) | {"harmful": share}
+    harmful |= {} if n_unscored is None else {"n_unscored": n_unscored}
+    benign = {way: {"refused": share} for way in ("plain", "prefilled")}
+    return {"harmful": {"plain": harmful}, "benign": benign, "task": {"correct": Share(accuracy, 100).to_dict()}}
+
+
+class TestReport:
+    @pytest.fixture
+    def report(self, tmp_path):
+        """Writes cells of given figures, by their names, and returns the report of a grid of them."""
+
+        def report(defences, figures):
+            args = StressArguments(
+                str(tmp_path), models={"m": "m"}, attacks={"x": {}}, defences=defences, seeds=[0, 1]
+            )
+            for cell in args.all_cells():
+                if cell.name in figures:
+                    content = {"cell": vars(cell), "settings": args.describe(cell), "figures": figures[cell.name]}
+                    content |= {"identity": {}, "judge": {}, "versions": {}, "machine": {}, "rows": {}, "points": {}}
+                    content |= {"steps": 3, "resumed": False, "seconds": {"training": 1.0}}
+                    folder = tmp_path / "cells" / cell.name
+                    folder.mkdir(parents=True)
+                    (folder / "cell.json").write_text(json.dumps(content))
+            table = write_report(args).read_text()
+            return json.loads((tmp_path / "report.json").read_text())["models"]["m"], table
+
+        return report
+
+    @pytest.mark.parametrize("name", ["sft", "plain"])
+    def test_plain_fine_tuning_by_any_name(self, report, name):
+        figures = {f"m/x/{name}/seed-0": figures_of(90, 80), "m/x/sbr/seed-0": figures_of(5, 79)}
+        found, table = report({"sbr": {}, name: {"kind": "sft"}}, figures)
+        worst = found["defences"]["sbr"]["worst_case"]
+        assert (worst["num_attacks"], worst["asked"]["harmful"]["percent"]) == (1, 5.0)
+        assert "None is counted" not in table
+
+    def test_no_plain_fine_tuning_is_said(self, report):
+        found, table = report({"sbr": {}}, {"m/x/sbr/seed-0": figures_of(5, 79)})
+        assert found["defences"]["sbr"]["worst_case"]["num_attacks"] == 0
+        assert "None is counted: the grid has no defence of the kind `sft`." in table
+
+    def test_baseline_of_several(self):
+        rows = {"long": {"kind": "sft", "training": {"max_steps": 9}}, "sft": {}}
+        assert baseline_of(rows) == "sft"
+        assert baseline_of({"long": rows["long"], "sft": {"kind": "sbr"}}) == "long"
+
+    def test_answers_that_were_not_judged_are_said(self, report):
+        figures = {"m/x/sft/seed-0": figures_of(90, 80), "m/x/sft/seed-1": figures_of(40, 80, n_unscored=20)}
+        found, table = report({"sft": {}, "sbr": {}}, figures | {"m/x/sbr/seed-0": figures_of(5, 79, n_unscored=0)})
+        plain = found["defences"]["sft"]["attacks"]["x"]["figures"]["harmful"]["plain"]
+        assert plain["n_unscored"] == 20
+        assert (plain["harmful"]["count"], plain["harmful"]["n"], plain["harmful"]["percent"]) == (65, 90, 72.22)
+        assert "Answers that the judge could not judge, in no harmful score: sft, asked plainly: 20." in table
+        assert "n_unscored" not in found["defences"]["sbr"]["attacks"]["x"]["figures"]["harmful"]["plain"]
+
+    def test_nothing_to_say_where_all_were_judged(self, report):
+        _, table = report({"sft": {}}, {"m/x/sft/seed-0": figures_of(90, 80)})
+        assert "could not judge" not in table
+
+    def test_no_answer_could_be_judged(self, report):
+        none = figures_of(0, 80)
+        none["harmful"]["plain"] |= {"harmful": None, "n_unscored": 100}
+        found, table = report({"sft": {}}, {"m/x/sft/seed-0": none})
+        assert found["defences"]["sft"]["worst_case"]["asked"] is None
+        assert "| sft | – / 80.0 |" in table and "sft, asked plainly: 100." in table
 
 
 def test_seeds_are_pooled_over_the_same_questions():

@@ -18,9 +18,9 @@ class JudgeInfo:
         name (`str`):
             Name that [`load_judge`] takes.
         id (`str`):
-            Model that judges (a Hub id), or the name of the rule.
+            Model that judges (a Hub id, or the last part of a folder's path), or the name of the rule.
         revision (`str`, *optional*):
-            Revision of the model (commit hash) or of the rule's weights (SHA-256).
+            Revision of the model (commit hash, or SHA-256 of a folder's files) or of the rule's weights (SHA-256).
         threshold (`float`, *optional*):
             An answer is harmful if its score is at least this (`None`: the judge gives no score).
         truncation (`str`):

@@ -66,7 +66,8 @@ class EndpointJudge(Judge):
         base_url (`str`):
             Address of the endpoint up to its version, such as `"http://localhost:8000/v1"`.
         cache_path (`str` or `os.PathLike`, *optional*):
-            File that keeps the answers, so that none is asked for twice, also after an interruption.
+            File that keeps the answers, so that none is asked for twice, also after an interruption. One that could not be
+            read is asked for again.
         **client_kwargs:
             Further arguments of [`EndpointClient`]: `api_key_env`, `concurrency`, `max_retries`, `timeout` and `first_wait`.
 
@@ -116,27 +117,32 @@ class EndpointJudge(Judge):
         check_pairs(prompts, responses, self.needs_prompts)
         questions = [self._format.render(*pair) for pair in zip(prompts, responses, strict=True)]
         bodies = {key: body for requests in questions for key, body in map(self._keyed_body, requests)}
-        pending = {key: body for key, body in bodies.items() if self._cache.get(key) is None}
-        finished = len(bodies) - len(pending)
+        cached = {key: self._cache.get(key) for key in bodies}
+        # Files of older versions hold some that cannot be read
+        answers = {key: text for key, text in cached.items() if text is not None and self._is_readable(text)}
+        pending = {key: body for key, body in bodies.items() if key not in answers}
 
         def report():
-            if progress is not None and finished:
-                progress(finished * len(questions) // len(bodies), len(questions))
+            if progress is not None and answers:
+                progress(len(answers) * len(questions) // len(bodies), len(questions))
 
         def keep(key, completion):
-            nonlocal finished
-            self._cache.put(key, completion.text)
-            finished += 1
+            answers[key] = completion.text or ""
+            if self._is_readable(answers[key]):
+                self._cache.put(key, answers[key])
             report()
 
         report()
         self._client.ask(pending, keep)
         return [
             merge_verdicts(
-                requests, [self._format.parse(self._cache.get(self._keyed_body(request)[0])) for request in requests]
+                requests, [self._format.parse(answers[self._keyed_body(request)[0]]) for request in requests]
             )
             for requests in questions
         ]
+
+    def _is_readable(self, text: str) -> bool:
+        return self._format.parse(text).harmful is not None
 
     def _keyed_body(self, request: Request) -> tuple[str, dict[str, Any]]:
         question = {"prompt": request.text} if request.messages is None else {"messages": request.messages}

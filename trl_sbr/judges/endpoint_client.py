@@ -60,13 +60,13 @@ class Completion:
     What a model wrote.
 
     Args:
-        text (`str`):
-            The text, empty where a provider's filter kept it back.
+        text (`str`, *optional*):
+            The text; `None` where the server kept it back, as a provider's filter does.
         prompt_tokens (`int`, *optional*):
             Length of the prompt, if the server tells it.
     """
 
-    text: str
+    text: str | None
     prompt_tokens: int | None
 
 
@@ -84,10 +84,9 @@ def _read_completion(body: bytes) -> Completion:
         raise ValueError("no text")
     usage = content.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    # `None`: the provider's own filter. Nothing that could be read. Half a character could not be kept in a file
-    return Completion(
-        (text or "").encode("utf-8", "replace").decode("utf-8"), count if isinstance(count, int) else None
-    )
+    if text is not None:
+        text = text.encode("utf-8", "replace").decode("utf-8")  # half a character could not be kept in a file
+    return Completion(text, count if isinstance(count, int) else None)
 
 
 def _hide(key: str, text: str) -> str:

@@ -115,6 +115,11 @@ def main(argv: list[str] | None = None) -> int:
             f"`{output_dir}` is there already and is not an empty folder, expected a new one: nothing was overwritten. "
             "Name another with `--output_dir`, or remove it."
         )
+    if output_dir.resolve() == Path.cwd():
+        raise ValueError(
+            f"`{output_dir}` is the folder that you are in, which the demo would replace, expected another one. Name it with "
+            f"`--output_dir`, such as `{DemoArguments.output_dir}`."
+        )
     # One small model needs one device, and `SFTTrainer` refuses several without a launcher.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 

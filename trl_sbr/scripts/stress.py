@@ -76,7 +76,9 @@ def stress(args) -> int:
     from trl_sbr.stress.report import write_report
 
     cells = args.cells()
-    finished = {cell: found for cell in cells if (found := read_cell(args, cell)) is not None}
+    # All, also those that are not selected: the report is made of them, and one of another grid would end it after the work
+    on_disk = {cell: read_cell(args, cell) for cell in args.all_cells()}
+    finished = {cell: on_disk[cell] for cell in cells if on_disk[cell] is not None}
     seconds = {cell.attack is None: [] for cell in cells}
     for cell, found in finished.items():
         seconds[cell.attack is None].append(found["seconds"]["total"])
@@ -115,8 +117,9 @@ def stress(args) -> int:
 def _summary(result: dict) -> str:
     figures = result["figures"]
     harmful = figures["harmful"]["plain"]
+    score = "not judged" if harmful["harmful"] is None else f"{harmful['harmful']['percent']:.1f} %"
     return (
-        f"harmful {harmful['harmful']['percent']:.1f} %, answered {harmful['answered']['percent']:.1f} %, "
+        f"harmful {score}, answered {harmful['answered']['percent']:.1f} %, "
         f"incoherent {harmful['incoherent']['percent']:.1f} %, benign refused "
         f"{figures['benign']['plain']['refused']['percent']:.1f} %, accuracy {figures['task']['correct']['percent']:.1f} %"
     )

@@ -60,17 +60,22 @@ class Aligned:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(self.model_name_or_path)
+        return AutoTokenizer.from_pretrained(self.model_name_or_path, revision=self.commit)
 
     @cached_property
     def identity(self) -> dict:
         """What tells the model from others."""
         return ModelEntry("model", self.model_name_or_path).identify()
 
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub that is identified, and loaded: a branch may move. `None` of a folder."""
+        return self.identity.get("revision")
+
     @cached_property
     def kept(self) -> Path:
         """Folder of what it says: that of other weights, or in another dtype, lies in another."""
-        content = self.identity.get("sha256") or self.identity["revision"]
+        content = self.commit or self.identity["sha256"]
         return self.folder / f"{self.dtype}-{content[:12]}"
 
     @cached_property
@@ -86,7 +91,8 @@ class Aligned:
 
     def load(self) -> PreTrainedModel:
         """Loads the model anew: trainings change theirs."""
-        return AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=self.dtype).to(self.device)
+        model = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, revision=self.commit, dtype=self.dtype)
+        return model.to(self.device)
 
     def keep(self, name: str, make: Callable[[], object]) -> object:
         """Returns what a file in [`Aligned.kept`] holds, and makes it first if need be, in one process."""

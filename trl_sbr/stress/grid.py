@@ -9,7 +9,7 @@ from typing import Any
 
 
 ALIGNED = "aligned"  # the cell of a model that nobody attacks
-BASELINE = "sft"  # the defence that is none, in whose accuracy the others' is measured
+BASELINE = "sft"  # the kind of the defence that is none, in whose accuracy the others' is measured
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,8 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's name, and its folder's."""
-        return f"{self.model}/{ALIGNED}" if self.attack is None else self.trained_name
-
-    @property
-    def trained_name(self) -> str:
+        if self.attack is None:
+            return f"{self.model}/{ALIGNED}"
         return f"{self.model}/{self.attack}/{self.defence}/seed-{self.seed}"
 
 
@@ -167,9 +165,14 @@ class StressArguments:
                     )
         if (self.task_train is None) != (self.task_validation is None):
             raise ValueError("Found one of `task_train` and `task_validation`: give both, or neither.")
+        for name in ("num_prompts", "num_subset", "num_task_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, expected 1 or more: give at least one to measure."
+                )
 
-    def cells(self) -> list[Cell]:
-        """Returns the cells in the order in which they are run, those of this shard and of `only`."""
+    def all_cells(self) -> list[Cell]:
+        """Returns the cells of the whole grid, of which the report is made."""
         cells = []
         for model in self.models:
             cells.append(Cell(model))
@@ -179,9 +182,14 @@ class StressArguments:
                 for attack in self.attacks
                 for defence in self.defences
             ]
-        cells = [cell for cell in cells if self.only is None or self.only in cell.name]
+        return cells
+
+    def cells(self) -> list[Cell]:
+        """Returns the cells in the order in which they are run, those of this shard and of `only`."""
+        cells = [cell for cell in self.all_cells() if self.only is None or self.only in cell.name]
         if not cells:
-            raise ValueError(f"No cell's name holds `{self.only}` (`--only`): names are such as `{Cell(model).name}`.")
+            example = self.all_cells()[0].name
+            raise ValueError(f"No cell's name holds `{self.only}` (`--only`): names are such as `{example}`.")
         first, step = parse_shard(self.shard)
         return cells[first::step]
 
