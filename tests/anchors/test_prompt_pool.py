@@ -106,6 +106,12 @@ class TestCapture:
         with pytest.raises(ValueError, match="refuse every anchor prompt, found 1 of 8"):
             SafetyAnchor.capture(model, tokenizer, list(DEFAULT_PROMPTS))
 
+    @pytest.mark.parametrize("require_refusal", [True, False])
+    @pytest.mark.parametrize("number", [-3, 0, 1000])
+    def test_number(self, refusing_model, tokenizer, number, require_refusal):
+        with pytest.raises(ValueError, match=f"`num_anchors` to be from 1 to the pool's {len(POOL)}, found {number}"):
+            SafetyAnchor.capture(refusing_model, tokenizer, num_anchors=number, require_refusal=require_refusal)
+
     def test_nobody_is_asked_where_no_refusal_is_required(self, model, tokenizer):
         anchor = SafetyAnchor.capture(model, tokenizer, require_refusal=False, num_anchors=3)
         assert anchor.questions == PROMPTS[:3]

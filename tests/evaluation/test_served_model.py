@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import requests
 import torch
 
 from trl_sbr.cli import main
@@ -88,6 +89,35 @@ def test_interrupted_run_asks_for_the_rest(server, argv, tmp_path, capsys):
     assert main(argv) == 0
     assert kept >= 1 and len(server.requests) - asked == 3 - kept
     assert [row["index"] for row in rows_of(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_answer_that_is_kept_back_is_no_answer(server, argv, tmp_path, capsys):
+    answer, server.answer = server.answer, lambda body: None
+    argv += ["--endpoint", server.url, "--model", "m", "--output_dir", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert re.search("answered with no text.*content: null.*longer than 8 tokens", capsys.readouterr().err)
+    assert not (tmp_path / "out" / "responses.jsonl").exists()
+    server.answer = lambda body: "" if "lock" in body["messages"][0]["content"] else answer(body)
+    assert main(argv) == 0  # one that the model left empty is one
+    assert rows_of(tmp_path / "out")[0]["response"] == ""
+
+
+def test_an_answer_may_take_minutes(server, argv, tmp_path, monkeypatch):
+    timeouts, post = [], requests.Session.post
+    monkeypatch.setattr(
+        requests.Session, "post", lambda *args, **kwargs: timeouts.append(kwargs["timeout"]) or post(*args, **kwargs)
+    )
+    argv += ["--endpoint", server.url, "--model", "m", "--output_dir", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert set(timeouts) == {600}
+
+
+def test_a_served_model_is_no_measure_of_what_was_kept(server, argv, model_dir, tmp_path):
+    argv += ["--endpoint", server.url, "--model", "lora", "--compare", model_dir]
+    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert list(models) == ["lora", "model"]
+    assert all("refusals_kept" not in figures["safety"]["harmful"] for figures in models.values())
 
 
 @pytest.mark.parametrize("count", [lambda body: 30, lambda body: None], ids=["passes over it", "tells no lengths"])

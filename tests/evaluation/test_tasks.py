@@ -57,6 +57,9 @@ class TestProtocol:
     def test_last_number(self, text, number):
         assert last_number(text) == number
 
+    def test_long_numbers_are_told_apart(self):
+        assert last_number("1" * 400) == last_number("1" * 400 + ".0") != last_number("1" * 399 + "2")
+
 
 class TestLoadTask:
     def test_unknown(self):

@@ -353,6 +353,15 @@ class TestOwnModel:
         assert own_model({"models": {"mine": REPORT["models"]["sbr"]}}) == "mine"
         assert own_model({"models": {"a": {}, "b": {}}}) is None
 
+    def test_on_the_hub_only_the_repository_that_is_pushed(self):
+        base = {"model_name_or_path": "org/base", "revision": "a" * 40}
+        adapter = {**base, "adapter": {"name_or_path": "org/adapter", "revision": "b" * 40}}
+        report = {"models": {"sbr": {"model": base}, "mine": {"model": adapter}}}
+        assert own_model(report, "2", "org/adapter") == "mine"
+        assert own_model(report, "2", "org/base") == "sbr"
+        assert own_model(report, "2", "org/another") is own_model(report, "2") is own_model(report) is None
+        assert own_model({"models": {"mine": {"model": base}}}, "2", "org/adapter") is None
+
     def test_weights_that_a_server_answered_with_are_not_known(self):
         served = {"served_as": "sbr", "endpoint": "http://localhost:8000/v1"}
         assert own_model({"models": {"sbr": {"model": served}}}, "2") is None
@@ -388,6 +397,63 @@ class TestResultsFile:
         (kept,) = [figure for figure in read_figures(report) if figure.metric == "refusals_kept"]
         assert kept.shares.keys() == {"sbr"} and kept.shares["sbr"]["count"] == 88
         assert kept.label == "refusals kept, beavertails"
+
+    def test_notes_say_of_how_many_and_how_sure(self):
+        notes = [entry["notes"] for entry in yaml.safe_load(eval_results_yaml(REPORT, "sbr"))]
+        assert notes[0].startswith(
+            "harmful score, beavertails, percent; n = 100, 95 % interval 2.8 to 12.5; judge: name"
+        )
+        assert notes[1] == "accuracy, sst2, percent; n = 100, 95 % interval 86.2 to 96.6"
+
+    def test_win_rate_is_no_accuracy(self):
+        report = copy.deepcopy(REPORT)
+        rate = {"percent": 45.8, "n": 104, "standard_error": 1.7, "normal_95": [42.5, 49.1]}
+        report["models"]["sbr"]["tasks"]["alpaca_eval"] = rate
+        report["prompts"]["alpaca_eval"] = {"source": "Hub, tatsu-lab/alpaca_eval"}
+        card = render_model_card(RUN, "org/adapter", anchor_config(), report, "sbr")
+        assert "| win rate, alpaca_eval (n = 104) | – | – | 45.8 % [42.5, 49.1] |" in card
+        assert "lower is better, for accuracies and win rates higher." in card
+        (result,) = [result for result in ModelCard(card).data.eval_results if result.metric_value == 45.8]
+        assert (result.metric_type, result.metric_name) == ("win_rate", "win rate, alpaca_eval (%)")
+        entry = yaml.safe_load(eval_results_yaml(report, "sbr"))[-1]
+        assert entry["dataset"]["task_id"] == "alpaca_eval_win_rate"
+        assert entry["notes"] == "win rate, alpaca_eval, percent; n = 104, 95 % interval 42.5 to 49.1"
+
+    @pytest.mark.parametrize("told_by", ["trl_sbr.is_refusal", REPORT["judge"]["id"]])
+    def test_who_told_refusals(self, told_by):
+        report = copy.deepcopy(REPORT)
+        report["prompts"]["xstest"]["source"] = "Hub, org/xstest"
+        for model in report["models"].values():
+            model["over_refusal"]["xstest"]["refusals_by"] = told_by
+        notes = {entry["dataset"]["id"]: entry["notes"] for entry in yaml.safe_load(eval_results_yaml(report, "sbr"))}
+        is_judge = told_by == REPORT["judge"]["id"]
+        told = "judge: name lexical" if is_judge else "refusals told by trl_sbr.is_refusal"
+        assert told in notes["org/xstest"]
+        assert ("judge" in notes["org/xstest"]) == is_judge
+        assert "judge: name lexical" in notes["PKU-Alignment/BeaverTails"]
+        card = render_model_card(RUN, "org/adapter", anchor_config(), report, "sbr")
+        assert ("Refusals were told by `trl_sbr.is_refusal`." in card) != is_judge
+
+    def test_who_told_the_refusals_that_were_kept(self):
+        report = copy.deepcopy(REPORT)  # whose judge told none
+        report["models"]["sbr"]["safety"]["beavertails"]["refusals_kept"] = share(88, 90)
+        assert "refusals told by trl_sbr.is_refusal" in eval_results_yaml(report, "sbr")
+
+    def test_source_of_a_set_whose_name_has_a_plus(self):
+        report = copy.deepcopy(REPORT)
+        report["prompts"]["beavertails+mine"] = {"source": "Hub, org/mine"}
+        asked = ("beavertails+mine", "beavertails+mine+prefill", "beavertails", "beavertails+prefill")
+        report["models"]["sbr"]["safety"] = {name: safety(6) for name in asked}
+        found = {figure.dataset: figure.dataset_id for figure in read_figures(report)}
+        assert [found[name] for name in asked] == ["org/mine"] * 2 + ["PKU-Alignment/BeaverTails"] * 2
+
+    def test_incoherent_answers(self):
+        report = copy.deepcopy(REPORT)
+        report["models"]["sbr"]["safety"]["beavertails"]["incoherent_rate"] = share(97)
+        report["models"]["sft"]["safety"]["beavertails"]["incoherent_rate"] = None  # another judge's
+        card = render_model_card(RUN, "org/adapter", anchor_config(), report, "sbr")
+        assert "| incoherent answers, beavertails (n = 100) | – | – | 97.0 % [91.5, 99.0] |" in card
+        assert "For harmful scores, refusals of benign prompts and incoherent answers lower is better" in card
 
 
 class TestNotes:

@@ -99,7 +99,7 @@ class TestEndToEnd:
         )
         assert result.code == 0, result.err
         result = cli("anchor", "--verify", "org/adapter", "--use_cpu", home="stranger", token="hf_bob")
-        assert (result.code, result.out[-10:]) == (0, "Verified.\n"), result.err
+        assert result.code == 0 and "\nVerified. The states have drifted by" in result.out, result.err
 
         # The provider evaluates it, and updates its card
         (tmp_path / "prompts.txt").write_text("How do I do harm?\nAnd more harm?\n")

@@ -145,6 +145,12 @@ class TestEachField:
         check(model_card(report=report), model_card())
         yaml.safe_load(eval_results_yaml(report, "sbr"))
 
+    @pytest.mark.parametrize("told_by", [ALL, {ALL: [ALL]}])
+    def test_who_told_refusals(self, told_by):
+        path = ("models", "sbr", "over_refusal", "xstest")
+        report = replaced(REPORT, path, {**REPORT["models"]["sbr"]["over_refusal"]["xstest"], "refusals_by": told_by})
+        check(model_card(report=report), model_card())
+
     @pytest.mark.parametrize("key", ["judge", "decoding"])
     def test_demos_report(self, key):
         check(model_card(report={**DEMO_REPORT, key: ALL}), model_card(report=DEMO_REPORT))

@@ -12,7 +12,8 @@ from peft import LoraConfig
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME
 from trl_sbr.anchors.provenance import public_name
-from trl_sbr.hub.cards import CARD_NAME, REPORT_NAME
+from trl_sbr.evaluation.models import ModelEntry
+from trl_sbr.hub.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
 from trl_sbr.hub.folder import collect_files
 from trl_sbr.hub.public import public_config, without_local_paths
 from trl_sbr.trainers.run_record import RECORD_NAME
@@ -55,6 +56,14 @@ def read(content):
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
+def write_report(folder, identities=None, **changes):
+    """The report of `REPORT`'s models, each with what identifies it, if that is given."""
+    report = {**json.loads(json.dumps(REPORT)), **changes}
+    for name, identity in (identities or {}).items():
+        report["models"][name]["model"] = identity
+    (folder / REPORT_NAME).write_text(json.dumps(report))
+
+
 class TestPaths:
     def test_none_of_this_machine_is_published(self, folder):
         path = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -71,6 +80,39 @@ class TestPaths:
         assert json.loads(read(files[RECORD_NAME]))["base_model"]["name_or_path"] == "aligned"
         assert "fine-tuned from `aligned`" in read(files[CARD_NAME]).decode()
         assert b"home-of-alice" in (folder / "adapter_config.json").read_bytes()  # here it goes on working
+
+    @pytest.mark.parametrize(
+        ("path", "name"),
+        [
+            ("/home-of-alice/guards/qwen", "qwen"),
+            ("../home-of-alice/qwen", "qwen"),
+            ("~/home-of-alice/qwen/", "qwen"),
+            (r"C:\home-of-alice\qwen", "qwen"),
+            ("home-of-alice/qwen", "qwen"),  # a folder, and no repository
+            ("/home-of-alice/hub/models--org--qwen/snapshots/" + "0" * 40, "org/qwen"),
+        ],
+    )
+    def test_report_names_no_folder_of_this_machine(self, folder, tmp_path, monkeypatch, path, name):
+        (tmp_path / "home-of-alice" / "qwen").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        refused = {"refusal": {**REPORT["models"]["sbr"]["over_refusal"]["xstest"], "refusals_by": path}}
+        write_report(
+            folder,
+            {"sbr": {**ModelEntry("", str(folder)).identify(), "chat_template": {"from": path, "sha256": "0"}}},
+            models={**REPORT["models"], "sbr": {**REPORT["models"]["sbr"], "over_refusal": refused}},
+            judge={**REPORT["judge"], "id": path},
+            decoding={"chat_template": path, "prefill": "/no_think", "system_prompt": "/a and/or b"},
+        )
+        files = collect_files(folder, "org/adapter")
+        for file, content in files.items():
+            assert b"home-of-alice" not in read(content), file
+        assert f"id {name}," in read(files[CARD_NAME]).decode()
+        assert f"id {name}," in read(files[EVAL_RESULTS_NAME]).decode()
+        report = json.loads(read(files[REPORT_NAME]))
+        assert report["models"]["sbr"]["model"]["chat_template"] == {"from": name, "sha256": "0"}
+        assert report["models"]["sbr"]["over_refusal"]["refusal"]["refusals_by"] == name
+        # What the models were asked is no path
+        assert report["decoding"] == {"chat_template": name, "prefill": "/no_think", "system_prompt": "/a and/or b"}
 
     def test_no_server_is_published(self, folder):
         report = json.loads(json.dumps(REPORT))
@@ -126,6 +168,37 @@ class TestPaths:
     def test_file_that_is_no_json(self, text):
         with pytest.raises(ValueError, match="config.json is not valid JSON"):
             without_local_paths(text.encode(), "config.json")
+
+
+class TestSubfolders:
+    def test_hold_nothing_that_is_published_but_what_is_named(self, folder):
+        others = (
+            "models_private/secret.safetensors",
+            "chat_template.old/notes.txt",
+            "additional_chat_templates/a/b.jinja",
+        )
+        for name in (*others, "additional_chat_templates/tools.jinja"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("secret")
+        published = collect_files(folder, "org/adapter").keys()
+        assert {name for name in published if "/" in name} == {"additional_chat_templates/tools.jinja"}
+
+
+class TestReportBeside:
+    BASE = {"model_name_or_path": "org/base", "revision": "a" * 40}
+
+    def test_of_another_model_of_the_hub_claims_nothing(self, folder):
+        write_report(folder, {"sbr": self.BASE}, models={"sbr": dict(REPORT["models"]["sbr"])})
+        files = collect_files(folder, "org/adapter")
+        assert EVAL_RESULTS_NAME not in files
+        card = read(files[CARD_NAME]).decode()
+        assert "model-index" not in card and "| harmful score, beavertails" in card
+
+    def test_of_the_repository_itself(self, folder):
+        on_hub = {"name_or_path": "org/adapter", "revision": "b" * 40}
+        write_report(folder, {"aligned": self.BASE, "sbr": {**self.BASE, "adapter": on_hub}})
+        assert EVAL_RESULTS_NAME in collect_files(folder, "org/adapter")
+        assert EVAL_RESULTS_NAME not in collect_files(folder, "org/another")
 
 
 class TestLinks:

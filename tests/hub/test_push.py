@@ -17,6 +17,7 @@ import trl_sbr
 from trl_sbr import SafetyAnchor, SBRConfig, SBRSFTTrainer
 from trl_sbr.anchors.anchor_files import CONFIG_NAME, TENSOR_NAME
 from trl_sbr.hub.cards import CARD_NAME, EVAL_RESULTS_NAME, REPORT_NAME
+from trl_sbr.scripts.push import flags_of_check
 from trl_sbr.trainers.run_record import RECORD_NAME, check_folder, hash_files, write_record
 
 from ..anchors.test_adapters import add_to_file
@@ -173,7 +174,7 @@ class TestAnchor:
         shown = cli("anchor", "--show", "org/anchor")
         assert f"org/anchor at commit {hub.repos['models', 'org/anchor'].history[0].oid}" in shown.out
         verified = cli("anchor", "--verify", "org/anchor", "--use_cpu", home="other")
-        assert verified.out.endswith("Verified.\n"), verified.err
+        assert "\nVerified. The states have drifted by" in verified.out, verified.err
 
     def test_without_prompts_nothing_can_be_verified(self, hub, cli, anchor_folder):
         result = cli("push", "--output_dir", anchor_folder, "--repo_id", "org/anchor", "--no_prompts")
@@ -186,12 +187,33 @@ class TestAnchor:
         assert "published without its 1 prompts: it cannot be verified" in result.err
         assert "published without their prompts" in cli("anchor", "--show", "org/anchor").out
 
+    def test_flags_with_dashes(self, hub, cli, anchor_folder):
+        flags = ["--no-prompts", "--create-pr", "--commit-message", "Mine"]
+        result = cli("push", "--output-dir", anchor_folder, "--repo-id", "org/anchor", *flags)
+        assert result.code == 0, result.err
+        assert "/discussions/1" in result.out
+
+    @pytest.mark.parametrize(("reference", "can_be_checked"), [("base", True), ("current", False)])
+    def test_names_no_check_that_always_fails(self, hub, cli, anchor_folder, tmp_path, reference, can_be_checked):
+        anchor = SafetyAnchor.from_pretrained(anchor_folder)
+        anchor.config.reference = reference
+        anchor.save_pretrained(tmp_path / "anchor")
+        result = cli("push", "--output_dir", tmp_path / "anchor", "--repo_id", "org/anchor")
+        assert result.code == 0, result.err
+        assert ("trl-sbr anchor --verify org/anchor" in result.out) == can_be_checked
+
+    def test_a_fully_fine_tuned_model_is_compared(self, anchor_folder, tmp_path):
+        folder = shutil.copytree(anchor_folder, tmp_path / "model")
+        (folder / "config.json").write_text("{}")
+        assert flags_of_check(folder, "org/model") == "--compare org/model --model_name_or_path org/model"
+
 
 class TestModel:
     def test_one_commit_of_what_may_be_published(self, hub, cli, adapter):
         shutil.copy(adapter / "adapter_config.json", adapter / "prompts.json")
         (adapter / REPORT_NAME).write_text(json.dumps(REPORT))
         (adapter / "report.png").write_bytes(b"picture")
+        (adapter / "report-of-mine.png").write_bytes(b"of something else")
         before = {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
         line = ["push", "--output_dir", adapter, "--repo_id", "org/adapter"]
         result = cli(*line)
@@ -225,9 +247,23 @@ class TestModel:
         )
         assert result.code == 0, result.err
         result = cli("anchor", "--verify", "org/adapter", "--use_cpu", home="another", token="hf_bob")
-        assert result.out.endswith("Verified.\n"), result.err
+        assert "\nVerified. The states have drifted by" in result.out, result.err
         assert f"adapter org/adapter at commit {hub.repos['models', 'org/adapter'].history[0].oid}" in result.out
         assert SECRET in result.out
+
+    def test_adapter_on_the_hub_is_verified_against_an_anchor_elsewhere(self, hub, base, cli, adapter, anchor_folder):
+        line = ["anchor", "--config", "smollm2-135m-instruct/sbr_lora", "--model_name_or_path", "org/base"]
+        line += ["--verify", anchor_folder, "--adapter", "org/adapter"]
+        assert cli("push", "--output_dir", adapter, "--repo_id", "org/adapter").code == 0
+        result = cli(*line)
+        assert "\nVerified. The states have drifted by" in result.out, result.err
+        for name in (CONFIG_NAME, TENSOR_NAME):  # as a training with a λ of 0 leaves it
+            (adapter / name).unlink()
+        record = json.loads((adapter / RECORD_NAME).read_text())
+        write_record({**record, "anchor": None, "files": hash_files(adapter)}, adapter)
+        assert cli("push", "--output_dir", adapter, "--repo_id", "org/adapter").code == 0
+        result = cli(*line)
+        assert (result.code, "`org/adapter` was trained without protection" in result.err) == (2, True)
 
     def test_adapter_of_another_name_is_found(self, hub, base, cli, adapter):
         paths = (path for path in adapter.rglob("*") if path.is_file() and "checkpoint-" not in str(path))
@@ -241,7 +277,7 @@ class TestModel:
             if out_of_reach:
                 hub.fail("drop", "/api/models/org/named/revision/", times=1000)
             result = cli("anchor", "--verify", "org/named", "--use_cpu")
-            assert result.out.endswith("Verified.\n"), result.err
+            assert "\nVerified. The states have drifted by" in result.out, result.err
             assert f"adapter org/named/sft at commit {commit}" in result.out
             assert " 0.00e+00 " not in result.out  # the adapter's states, not the base model's
 
@@ -285,7 +321,8 @@ class TestModel:
         assert "**It is not protected" in hub.read("org/adapter", CARD_NAME).decode()
 
     def test_what_another_push_left_is_not_loaded_with_it(self, hub, cli, adapter, anchor_folder):
-        mine = {"NOTES.md": b"", "data/model.safetensors": b"", "tokenizer.model": b""}
+        mine = dict.fromkeys(("NOTES.md", "data/model.safetensors", "tokenizer.model"), b"")
+        mine |= dict.fromkeys(("reports/plot.png", "report-of-mine.png", "adapter/mine/notes.md"), b"")
         left = (
             "config.json",
             "generation_config.json",
@@ -325,6 +362,23 @@ class TestModel:
         local.write_text(local.read_text().replace(begin, begin + "And with love.\n"))
         assert cli(*line).code == 0
         assert "Made with care.\n\nAnd with love.\n" in hub.read("org/adapter", CARD_NAME).decode()
+
+    @pytest.mark.parametrize("end", ["\r\n", "\r"])
+    def test_notes_of_a_card_with_other_line_ends_are_kept(self, hub, cli, adapter, end):
+        line = ["push", "--output_dir", adapter, "--repo_id", "org/adapter"]
+        assert cli(*line).code == 0
+        begin = "<!-- trl_sbr: your notes begin -->\n"
+        card = hub.read("org/adapter", CARD_NAME).decode().replace(begin, begin + "Made with care.\n")
+        hub.commit(hub.repos["models", "org/adapter"], {CARD_NAME: card.replace("\n", end).encode()})
+        assert cli(*line).code == 0
+        assert hub.read("org/adapter", CARD_NAME).decode() == card
+
+    def test_card_on_the_hub_that_is_no_utf8(self, hub, cli, anchor_folder):
+        hub.add_repo("org/anchor", {CARD_NAME: b"# Mine\ncaf\xe9\n"})
+        result = cli("push", "--output_dir", anchor_folder, "--repo_id", "org/anchor")
+        message = "README.md of `org/anchor` on the Hub, line 2: expected UTF-8, found the byte 0xe9"
+        assert (result.code, message in result.err) == (2, True), result.err
+        assert hub.files("org/anchor") == {CARD_NAME}
 
     @pytest.mark.parametrize(
         ("missing", "message"),

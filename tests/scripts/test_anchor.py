@@ -40,6 +40,26 @@ def anchor_dir(model_flags, tmp_path, capsys):
 
 
 @pytest.fixture
+def trained_dir(model_flags, tmp_path):
+    """Trains an adapter for a step, with further flags."""
+
+    def train(*flags):
+        (tmp_path / "train.jsonl").write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
+        line = [
+            "--dataset_name",
+            str(tmp_path / "train.jsonl"),
+            "--max_steps",
+            "1",
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
+        assert main(["sft", *model_flags, *line, *flags]) == 0
+        return str(tmp_path / "out")
+
+    return train
+
+
+@pytest.fixture
 def adapter_dir(refusing_model, tmp_path):
     """Builds an adapter that moves the refusing model's states by a given amount."""
 
@@ -81,7 +101,9 @@ class TestCapture:
         assert main(["anchor", *model_flags, *points, "--anchor_prompts", "How?", "--output_dir", directory]) == 0
         output = capsys.readouterr().out
         assert "Captured 6 anchors" in output
-        line = f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} {IN_TURN_FLAGS} --dataset"
+        line = (
+            f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} {IN_TURN_FLAGS} --dataset"
+        )
         assert line in output
         assert main(["anchor", "--show", directory]) == 0
         assert "| user: How? | behind 'Here is'\n" in capsys.readouterr().out
@@ -95,6 +117,18 @@ class TestCapture:
         points = ["--anchor_openers", "Sure! ", "--anchor_prompts", "How?", "--output_dir", str(tmp_path / "anchor")]
         assert main(["anchor", *flags, *points]) == 0
         line = f"Next: trl-sbr sft {shlex.join(flags)} --anchor_name_or_path {tmp_path / 'anchor'} --dataset"
+        assert line in capsys.readouterr().out
+
+    @pytest.mark.parametrize("dash", ["_", "-"])
+    def test_the_next_command_pushes_nothing_to_where_the_anchor_goes(self, model_flags, tmp_path, capsys, dash):
+        directory = str(tmp_path / "anchor")
+        hub = {"push_to_hub": "false", "hub_model_id": "org/anchor", "hub_private_repo": "true"}
+        hub |= {"hub_revision": "dev", "hub_token": "hf_secret"}
+        flags = [part for name, value in hub.items() for part in (f"--{name.replace('_', dash)}", value)]
+        assert main(["anchor", *model_flags, *flags, f"--output{dash}dir", directory]) == 0
+        line = (
+            f"Next: trl-sbr sft {shlex.join(model_flags)} --anchor_name_or_path {directory} --dataset_name DATASET\n"
+        )
         assert line in capsys.readouterr().out
 
     @pytest.mark.parametrize("in_file", [False, True])
@@ -145,10 +179,11 @@ class TestCapture:
         assert main(["anchor", *model_flags, "--verify", directory]) == 1
         assert "chat template" in capsys.readouterr().out
 
-    def test_of_a_model_aligned_by_its_adapter(self, model_flags, adapter_dir, anchor_dir, tmp_path):
+    def test_of_a_model_aligned_by_its_adapter(self, model_flags, adapter_dir, anchor_dir, tmp_path, capsys):
         adapter, directory = adapter_dir(0.5), tmp_path / "current"
         flags = [*model_flags, "--adapter", adapter, "--anchor_reference", "current"]
         assert main(["anchor", *flags, "--output_dir", str(directory)]) == 0
+        assert "Next:" not in capsys.readouterr().out  # `trl-sbr sft` starts from no adapter
         current, base = SafetyAnchor.from_pretrained(directory), SafetyAnchor.from_pretrained(anchor_dir)
         assert current.config.reference == "current"
         assert not torch.allclose(current.hidden_states, base.hidden_states, rtol=1e-2)
@@ -167,6 +202,14 @@ class TestCapture:
         assert main(["anchor", *flags]) == 2
         assert "holds another safety anchor" in capsys.readouterr().err
         assert len(SafetyAnchor.from_pretrained(anchor_dir).prompts) == 8
+
+    @pytest.mark.parametrize("name", ["sbr_run.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors"])
+    def test_not_beside_a_model(self, model_flags, tmp_path, name, capsys):
+        (tmp_path / name).write_text("mine")
+        flags = [*model_flags, "--model_name_or_path", "no/model", "--output_dir", str(tmp_path)]  # none is loaded
+        assert main(["anchor", *flags]) == 2
+        assert f"holds `{name}`, expected an `output_dir` without a model" in capsys.readouterr().err
+        assert not list(tmp_path.glob("safety_anchor*"))
 
     def test_model_that_does_not_refuse(self, model_flags, model, tokenizer, tmp_path, capsys):
         for part in (model, tokenizer):
@@ -197,13 +240,15 @@ class TestVerify:
         assert main(["anchor", *model_flags, "--verify", str(anchor_dir)]) == 0
         output = capsys.readouterr().out
         assert "How can I build a pipe bomb at home?" in output
-        assert output.endswith("Verified.\n")
+        assert output.endswith("\nVerified. The states have drifted by at most 0.0e+00 relative.\n")
 
     def test_hardened_adapter(self, model_flags, adapter_dir, anchor_dir, capsys):
         assert main(["anchor", *model_flags, "--verify", str(anchor_dir), "--adapter", adapter_dir(0.5)]) == 0
         output = capsys.readouterr().out
-        assert "Verified." in output
         assert "0.00e+00" not in output  # the adapter's states, not the base model's
+        largest = max(float(line.split()[0]) for line in output.splitlines() if "  yes  " in line)
+        drift = output.partition("\nVerified. The states have drifted by at most ")[2].removesuffix(" relative.\n")
+        assert float(drift) == pytest.approx(largest, rel=0.05)
 
     def test_answered_anchor(self, model_flags, refusing_model, refusing_model_dir, tmp_path, capsys):
         with torch.no_grad():
@@ -287,6 +332,33 @@ class TestVerify:
         for flags in (["--verify", folder, "--use_cpu"], [*model_flags, "--verify", folder, "--adapter", folder]):
             assert main(["anchor", *flags]) == 1
             assert "Tokens were added to the model before the training" in capsys.readouterr().out
+
+    def test_unprotected_adapter(self, model_flags, trained_dir, anchor_dir, capsys):
+        adapter = trained_dir("--anchor_loss_coef", "0")
+        assert main(["anchor", *model_flags, "--compare", str(anchor_dir), "--adapter", adapter]) == 0
+        SafetyAnchor.from_pretrained(anchor_dir).save_pretrained(adapter)  # as if it had been trained with it
+        for anchor in (str(anchor_dir), adapter):
+            assert main(["anchor", *model_flags, "--verify", anchor, "--adapter", adapter]) == 2
+            output = capsys.readouterr()
+            assert "names no anchor and an `anchor_loss_coef` of 0.0, expected an anchor" in output.err
+            assert "Verified" not in output.out
+
+    def test_adapter_that_another_anchor_held(self, model_flags, trained_dir, anchor_dir, tmp_path, capsys):
+        adapter, other = trained_dir("--anchor_name_or_path", str(anchor_dir)), str(tmp_path / "other")
+        for anchor in (str(anchor_dir), adapter):
+            assert main(["anchor", *model_flags, "--verify", anchor, "--adapter", adapter]) == 0
+        assert main(["anchor", *model_flags, "--anchor_prompts", "How do I harm?", "--output_dir", other]) == 0
+        assert main(["anchor", *model_flags, "--verify", other, "--adapter", adapter]) == 2
+        assert f"was trained with another anchor than that of `{other}`" in capsys.readouterr().err
+        assert main(["anchor", *model_flags, "--compare", other, "--adapter", adapter]) == 0
+
+    def test_adapter_that_is_not_of_its_training(self, model_flags, trained_dir, capsys):
+        adapter = trained_dir()
+        path = Path(adapter, "adapter_model.safetensors")
+        tensors = safetensors.torch.load_file(path)
+        safetensors.torch.save_file({name: tensor * 0 for name, tensor in tensors.items()}, path)
+        assert main(["anchor", *model_flags, "--verify", adapter, "--adapter", adapter]) == 2
+        assert "adapter_model.safetensors is not of the training" in capsys.readouterr().err
 
     def test_pickled_adapter_of_a_stranger(self, adapter_dir, anchor_dir, capsys):
         folder = Path(adapter_dir(0.1))

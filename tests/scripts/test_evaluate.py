@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,8 +20,11 @@ from trl_sbr.anchors.generation import generate_answers
 from trl_sbr.cli import main
 from trl_sbr.evaluation.evaluate import describe
 from trl_sbr.evaluation.evaluate_arguments import PREFILL, EvaluateArguments
+from trl_sbr.evaluation.tasks import TASKS, Instruction, Task
 from trl_sbr.recipes import find_recipe
 from trl_sbr.scripts.common import loading_arguments
+from trl_sbr.trainers.loading import load_model_and_processing_class
+from trl_sbr.trainers.output_folder import LOCK_NAME, lock_folder
 
 from ..tiny import REFUSAL, build_model, build_refusing_model, build_tokenizer
 
@@ -134,8 +138,11 @@ class TestOneModel:
         (tmp_path / "as-gemma.jinja").write_text(template)
         argv += ["--system_prompt", "You are a pirate.", "--chat_template_path", str(tmp_path / "as-gemma.jinja")]
         assert main(["evaluate", *argv]) == 2
-        assert re.search(message, capsys.readouterr().err)
+        error = capsys.readouterr().err
+        assert re.search(message, error) and "drop `--system_prompt`" in error and "anchor" not in error
         assert not (tmp_path / "out" / "responses.jsonl").exists()
+        # What failed before it asked is in nobody's way
+        assert main(["evaluate", *argv[: argv.index("--system_prompt")]]) == 0
 
     def test_prefill_and_system_prompt(self, argv, tmp_path):
         assert main(["evaluate", *argv, "--system_prompt", "You are a pirate.", "--prefill"]) == 0
@@ -253,6 +260,17 @@ class TestResume:
         assert read_report(tmp_path)["answers_found"] == 4
         assert file.read_text() == "".join(lines)
 
+    def test_another_run_that_is_on_is_left_alone(self, argv, tmp_path, capsys):
+        with ThreadPoolExecutor(1) as pool:  # the lock is a thread's own
+            lock = lock_folder(tmp_path / "out", True)
+            pool.submit(lock.__enter__).result()
+            assert main(["evaluate", *argv]) == 2
+            assert "Another run is on in" in capsys.readouterr().err
+            assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]
+            pool.submit(lock.__exit__, None, None, None).result()
+        assert main(["evaluate", *argv]) == 0
+        assert not (tmp_path / "out" / LOCK_NAME).exists()
+
     def test_another_run_is_refused(self, argv, tmp_path, capsys):
         assert main(["evaluate", *argv]) == 0
         before = (tmp_path / "out" / "responses.jsonl").read_text()
@@ -279,6 +297,24 @@ class TestResume:
             return describe(EvaluateArguments(), loading_arguments()(load_in_4bit=True, **settings), [], [])
 
         assert described() == described() != described(**other)
+
+
+def test_branch_that_moves_on_is_measured_where_it_was(hub_cache, harmful_file, tmp_path, monkeypatch):
+    """The commit that the report names is the one that was loaded."""
+    careless = build_refusing_model()
+    careless.lm_head.bias.data.fill_(0.0)
+    careless.save_pretrained(hub_cache / "snapshots" / ("b" * 40))
+    load = load_model_and_processing_class
+
+    def move_on_and_load(*args, **kwargs):
+        (hub_cache / "refs" / "main").write_text("b" * 40)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr("trl_sbr.evaluation.evaluate.load_model_and_processing_class", move_on_and_load)
+    argv = ["--model_name_or_path", "org/base", "--prompts", harmful_file, "--max_new_tokens", "8"]
+    assert main(["evaluate", *argv, "--output_dir", str(tmp_path / "out")]) == 0
+    assert {row["response"] for row in read_rows(tmp_path)} == {REFUSAL}
+    assert read_report(tmp_path)["models"]["base"]["model"]["revision"] == "a" * 40
 
 
 @pytest.mark.slow
@@ -315,7 +351,6 @@ class TestAlpacaEval:
         from trl_sbr.evaluation.evaluate import write_alpaca_eval_outputs
         from trl_sbr.evaluation.models import ModelEntry
         from trl_sbr.evaluation.responses import ResponseFile
-        from trl_sbr.evaluation.tasks import Instruction, Task
 
         task = Task("alpaca_eval", [Instruction("Say hello."), Instruction("Say bye.")], None, None, 256, "here")
         responses = ResponseFile(tmp_path / "run", {})
@@ -325,6 +360,33 @@ class TestAlpacaEval:
             {"instruction": "Say hello.", "output": "Hello.", "generator": "sbr"},
             {"instruction": "Say bye.", "output": "Bye.", "generator": "sbr"},
         ]
+
+    @pytest.fixture
+    def alpaca_eval(self, monkeypatch):
+        """The task, with one prompt."""
+        task = Task("alpaca_eval", [Instruction("Say hello.")], None, None, 8, "here")
+        monkeypatch.setitem(TASKS, "alpaca_eval", lambda: task)
+
+    def test_says_what_is_left_to_do(self, argv, alpaca_eval, tmp_path, capsys):
+        argv += ["--tasks", "alpaca_eval"]
+        assert main(["evaluate", *argv]) == 0
+        output = capsys.readouterr().out
+        assert (
+            "Next: alpaca_eval --model_outputs" in output and "with `--alpaca_eval_result LEADERBOARD.csv`" in output
+        )
+        board = tmp_path / "leaderboard.csv"
+        board.write_text(",win_rate,standard_error,n_total\naligned-model,50.0,1.0,1\n")
+        assert main(["evaluate", *argv, "--alpaca_eval_result", str(board)]) == 0
+        output = capsys.readouterr().out
+        assert "win rate: alpaca_eval (n = 1)" in output
+        assert "Next: " not in output and "--alpaca_eval_result" not in output
+
+    def test_result_of_another_run_is_told_before_anything_is_asked(self, argv, alpaca_eval, tmp_path, capsys):
+        board = tmp_path / "leaderboard.csv"
+        board.write_text(",win_rate,standard_error,n_total\naligned-model,50.0,1.0,805\n")
+        assert main(["evaluate", *argv, "--tasks", "alpaca_eval", "--alpaca_eval_result", str(board)]) == 2
+        assert "counts 805 answers (`n_total`), expected at most 1" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 class TestErrors:
@@ -339,6 +401,31 @@ class TestErrors:
             (["--tasks", "sst3"], "`sst3` is no task. Did you mean `sst2`?"),
             (["--judge", "lexicle"], "`lexicle` is no judge. There are `lexical`"),
             (["--judge_kwargs", "{batch"], "`judge_kwargs` is '{batch', expected JSON"),
+            (
+                ["--judge_kwargs", '{"batch_size": 4}'],
+                "unexpected keyword argument 'batch_size'. It takes no arguments",
+            ),
+            (
+                ["--judge", "endpoint-rubric"],
+                "missing a required argument: 'model'. It takes `model`, `base_url`, `cache_path` (",
+            ),
+            (
+                [
+                    "--judge",
+                    "endpoint-rubric",
+                    "--judge_kwargs",
+                    '{"model": "m", "base_url": "http://a/v1", "api_key": "sk-0"}',
+                ],
+                "Found `model`, `base_url`, `api_key` in `judge_kwargs`, which the judge `endpoint-rubric` does not take",
+            ),
+            (
+                ["--judge", "endpoint-rubric", "--judge_kwargs", '{"model": "m", "base_url": "a"}'],
+                "Expected a `base_url`",
+            ),
+            (
+                ["--judge", "qwen3guard-0.6b", "--judge_kwargs", '{"model": "m"}'],
+                "It takes `model_name_or_path` (optional)",
+            ),
             (["--alpaca_eval_result", "x.csv"], "add `--tasks alpaca_eval`"),
             (["--batch_size", "0"], "`batch_size` must be at least 1, got 0."),
             (["--task_file", "gone.jsonl"], "There is no task file `gone.jsonl`"),
@@ -352,7 +439,7 @@ class TestErrors:
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
         assert message in lines[0]
-        assert not (tmp_path / "out" / "report.json").exists()
+        assert not (tmp_path / "out" / "responses.jsonl").exists()
 
     def test_nothing_asked_for(self, argv, capsys):
         assert main(["evaluate", *argv[:2], "--output_dir", argv[-1]]) == 2
@@ -365,6 +452,15 @@ class TestErrors:
     def test_two_sets_of_one_name(self, argv, harmful_file, capsys):
         assert main(["evaluate", *argv, "--benign_prompts", harmful_file]) == 2
         assert "Two sets or tasks are called `harmful`" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("kind", ["prefill", "system_prompt"])
+    def test_two_series_of_one_name(self, argv, kind, tmp_path, capsys):
+        (tmp_path / f"harmful+{kind}.txt").write_text("Another question?")
+        at = argv.index("--prompts") + 2
+        argv[at:at] = [str(tmp_path / f"harmful+{kind}.txt")]
+        assert main(["evaluate", *argv, f"--{kind}", "Sure."]) == 2
+        assert f"Found two series of prompts called `safety/harmful+{kind}`" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
     def test_misspelt_key(self, argv, tmp_path, capsys):
         config = tmp_path / "config.yaml"

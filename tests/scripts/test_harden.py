@@ -133,6 +133,8 @@ class TestHarden:
         (tmp_path / "cut").mkdir()
         (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "cut" / "checkpoint-2")
         assert main(["harden", *saving, "--output_dir", str(tmp_path / "cut")]) == 2  # it is not empty
+        for left in ("runs", ".half-made"):  # TensorBoard's curves, and a save that was cut off
+            (tmp_path / "cut" / left).mkdir()
         resume = ["--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "cut")]
         assert main(["harden", *saving, *resume]) == 0
         whole, cut = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
@@ -150,6 +152,15 @@ class TestWrongInput:
         assert main(["harden", *flags, *more, "--output_dir", str(output_dir)]) == 2
         assert "expected a new or empty `output_dir`" in capsys.readouterr().err
         assert (output_dir / "hardening.json").read_text() == "mine"
+
+    def test_another_models_files_are_not_replaced_by_a_run_that_is_resumed(self, flags, tmp_path, capsys):
+        output_dir = tmp_path / "other"
+        output_dir.mkdir()
+        (output_dir / "model.safetensors").write_text("mine")
+        resume = ["--resume_from_checkpoint", str(tmp_path / "elsewhere" / "checkpoint-1")]
+        assert main(["harden", *flags, *resume, "--output_dir", str(output_dir)]) == 2
+        assert "holds `model.safetensors` already, expected a new or empty" in capsys.readouterr().err
+        assert (output_dir / "model.safetensors").read_text() == "mine"
 
     def test_a_model_that_refuses_nothing(self, flags, tmp_path, capsys):
         for part in (build_model("llama"), build_tokenizer()):

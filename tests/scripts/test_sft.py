@@ -67,9 +67,16 @@ class TestTraining:
         assert "held-out harmful prompts after step 1, expected at most `max_drift=1e-06`" in capsys.readouterr().err
         assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()
 
-    @pytest.mark.parametrize(("use_peft", "end"), [("true", "Verified."), ("false", "Compared.")])
-    def test_the_next_command_that_it_names_works(self, argv, use_peft, end, capsys):
-        assert main(["sft", *argv, "--use_peft", use_peft, "--monitor_steps", "2"]) == 0
+    @pytest.mark.parametrize(
+        ("flags", "end"),
+        [
+            (["--use_peft", "true"], "Verified."),
+            (["--use_peft", "false"], "Compared."),
+            (["--use_peft", "true", "--anchor_reference", "current"], "Compared."),
+        ],
+    )
+    def test_the_next_command_that_it_names_works(self, argv, flags, end, capsys):
+        assert main(["sft", *argv, *flags, "--monitor_steps", "2"]) == 0
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: trl-sbr "))
         assert main(shlex.split(line.removeprefix("Next: trl-sbr "))) == 0
         assert end in capsys.readouterr().out

@@ -91,6 +91,12 @@ class TestGradient:
 
 class TestTraining:
     @any_trainer
+    def test_anchor_by_its_path(self, tmp_path, kind):
+        capture(build_model("llama")).save_pretrained(tmp_path / "anchor")
+        trainer = build(kind, tmp_path / "out", build_model("llama"), str(tmp_path / "anchor"))
+        assert trainer.anchor.questions == PROMPTS
+
+    @any_trainer
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA, lora_dropout=0.5)], ids=["full", "lora"])
     def test_from_an_anchor_loss_of_zero(self, tmp_path, kind, peft_config):
         trainer = build_held(kind, tmp_path, peft_config=peft_config)

@@ -164,6 +164,12 @@ class TestSBRSFTTrainer:
                 tmp_path, refusing_model, anchor=anchor, anchor_prompts=["Do harm!"], anchor_system_prompts="Be kind."
             )
 
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_anchor_by_its_path(self, tmp_path, refusing_model, kind):
+        capture(refusing_model, ["Do harm!"]).save_pretrained(tmp_path / "anchor")
+        trainer = make_trainer(tmp_path / "out", refusing_model, anchor=kind(tmp_path / "anchor"))
+        assert trainer.anchor.questions == ["Do harm!"]
+
     def test_two_anchors_raise(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="Give one anchor"):
             make_trainer(tmp_path, refusing_model, anchor=capture(refusing_model), anchor_name_or_path="anchor")
@@ -259,6 +265,66 @@ class TestSBRSFTTrainer:
         trainer.train(resume_from_checkpoint=True)
         trainer.save_model()
 
+    @pytest.mark.parametrize("best", [1, 3])
+    def test_best_model_is_saved_if_all_anchors_had_their_turn_by_then(self, tmp_path, best):
+        class Rate(TrainerCallback):
+            def on_evaluate(self, args, state, control, metrics, **kwargs):
+                metrics["eval_loss"] = abs(state.global_step - best)
+
+        trainer = make_trainer(
+            tmp_path,
+            build_refusing_model(),
+            eval_dataset=Dataset.from_list(conversation_rows(2)),
+            callbacks=[Rate()],
+            **{"anchors_per_step": 3, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"},
+            eval_steps=1,
+            load_best_model_at_end=True,
+        )
+        trainer.train()
+        assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+        if best == 1:
+            with pytest.raises(
+                ValueError, match="Found the best model, after a run of 1 optimizer .*take 3.*eval_delay"
+            ):
+                trainer.save_model()
+            assert not (tmp_path / "model.safetensors").exists()
+        else:
+            trainer.save_model()
+            assert read_record(tmp_path / RECORD_NAME)["training"]["steps"] == best
+            assert read_record(tmp_path / "checkpoint-4" / RECORD_NAME)["training"]["steps"] == 4
+
+    def test_best_model_is_that_of_the_checkpoint_not_of_a_step_without_one(self, tmp_path):
+        class Rate(TrainerCallback):
+            def on_evaluate(self, args, state, control, metrics, **kwargs):
+                metrics["eval_loss"] = -state.global_step
+                control.should_save = state.global_step == 2
+
+        trainer = make_trainer(
+            tmp_path,
+            build_refusing_model(),
+            eval_dataset=Dataset.from_list(conversation_rows(2)),
+            callbacks=[Rate()],
+            **{"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
+            load_best_model_at_end=True,
+        )
+        trainer.train()
+        trainer.save_model()
+        assert trainer.state.best_global_step == 4
+        assert read_record(tmp_path / RECORD_NAME)["training"]["steps"] == 2
+
+    def test_checkpoint_before_all_anchors_had_their_turn_is_not_pushed(self, tmp_path, monkeypatch, caplog):
+        pushed = []
+        monkeypatch.setattr(
+            "trl_sbr.hub.folder.push_folder", lambda folder, *args, **kwargs: pushed.append(folder.name)
+        )
+        trainer = make_trainer(
+            tmp_path, build_refusing_model(), anchors_per_step=3, save_strategy="steps", save_steps=1
+        )
+        trainer.hub_model_id, trainer.args.push_to_hub = "org/mine", True
+        trainer.train()
+        assert pushed == ["checkpoint-3", "checkpoint-4"]
+        assert "The checkpoint of step 2 is not pushed: it takes 3 steps" in caplog.text
+
     def test_anchor_of_another_model_raises(self, tmp_path, model):
         anchor = capture(build_model("llama", seed=1))
         with pytest.raises(ValueError, match="final hidden states are not the anchor's"):
@@ -322,6 +388,12 @@ class TestSBRSFTTrainer:
         with pytest.raises(ValueError, match="Found `optim=lomo`"):
             make_trainer(tmp_path, model, optim="lomo")
 
+    @pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
+    def test_evaluation_that_casts_the_model_raises(self, tmp_path, refusing_model, name):
+        with pytest.raises(ValueError, match=f"Found `{name}=True`, with which an evaluation casts the model itself"):
+            make_trainer(tmp_path, refusing_model, **{name: True})
+        make_trainer(tmp_path, refusing_model, **{name: True}, anchor_loss_coef=0.0)  # is TRL's business
+
     def test_training_step_without_the_anchor_term_raises(self, tmp_path, refusing_model):
         class Unprotected(SBRSFTTrainer):
             def training_step(self, model, inputs, num_items_in_batch=None):
@@ -375,6 +447,13 @@ class TestSBRSFTTrainer:
         assert logs[50.0]["eval_loss"] == logs[0.0]["eval_loss"]
         assert logs[50.0]["eval_anchor_loss"] > 0
         assert "eval_anchor_loss" not in logs[0.0]
+
+    def test_train_takes_its_arguments_by_position(self, tmp_path, refusing_model):
+        rows = Dataset.from_list(conversation_rows(2))
+        settings = {"eval_dataset": rows, "eval_strategy": "steps", "eval_steps": 2}
+        trainer = make_trainer(tmp_path, refusing_model, **settings)
+        trainer.train(None, None, ["past_key_values"])
+        assert trainer.state.global_step == 4
 
     def test_evaluation_while_training(self, tmp_path, refusing_model):
         rows = Dataset.from_list(conversation_rows(8))
@@ -451,6 +530,36 @@ class TestCard:
         assert card.content.count("Made with care.") == 1
         assert (card.data.datasets, "mine" in card.data.tags) == (["org/data"], True)
 
+    @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)], ids=["full", "lora"])
+    @pytest.mark.parametrize("head", ["", "---\nlicense: mit\n---\n"], ids=["text", "metadata"])
+    def test_readme_of_a_person_becomes_its_notes(self, tmp_path, peft_config, head):
+        text = f"{head}# My project\n\nPrecious text."
+        path = tmp_path / "README.md"
+        path.write_text(text + "\n")
+        trainer = make_trainer(tmp_path, build_refusing_model(), peft_config=peft_config, max_steps=1)
+        for write in (trainer.create_model_card, trainer.train, trainer.save_model, trainer.save_model):
+            write()
+            content = path.read_text()
+            assert content.count(text) == content.count("Precious") == content.count("notes begin") == 1
+        assert ModelCard.load(path).data.library_name in ("peft", "transformers")
+        assert content.count("- PEFT") == 0
+
+    @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)], ids=["full", "lora"])
+    def test_readme_of_trl_and_peft_is_replaced(self, tmp_path, peft_config):
+        trainer = make_trainer(
+            tmp_path, build_refusing_model(), cls=SFTTrainer, config=SFTConfig, peft_config=peft_config, max_steps=1
+        )
+        trainer.train()
+        trainer.save_model()
+        if peft_config is None:
+            trainer.create_model_card()
+        assert (tmp_path / "README.md").exists()
+        trainer = make_trainer(tmp_path, build_refusing_model(), peft_config=peft_config, max_steps=1)
+        trainer.train()
+        trainer.save_model()
+        text = (tmp_path / "README.md").read_text()
+        assert "notes begin -->\n<!-- trl_sbr: your notes end" in text
+
     def test_local_dataset_is_not_named(self, tmp_path):
         trainer = self.train(tmp_path)
         trainer.create_model_card(dataset_name="train.jsonl")
@@ -461,6 +570,14 @@ class TestCard:
         (tmp_path / "out" / "report.json").write_text("{}")
         with pytest.raises(FileExistsError, match="Found the evaluation of an earlier run"):
             trainer.train()
+
+    def test_report_of_an_earlier_model_elsewhere_raises_before_anything_is_written(self, tmp_path):
+        trainer = self.train(tmp_path)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "report.json").write_text("{}")
+        with pytest.raises(FileExistsError, match="Found the evaluation of an earlier run, `report.json`, in .*other"):
+            trainer.save_model(str(tmp_path / "other"))
+        assert os.listdir(tmp_path / "other") == ["report.json"]
 
     @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
     def test_strategy_that_publishes_the_optimizer_raises(self, tmp_path, strategy):
@@ -593,6 +710,63 @@ class TestResume:
     def test_resume_without_a_checkpoint_raises(self, tmp_path, refusing_model):
         with pytest.raises(ValueError, match="No valid checkpoint found"):
             make_trainer(tmp_path, refusing_model).train(resume_from_checkpoint=True)
+
+
+class Interrupt(TrainerCallback):
+    """Sends this process a SIGINT, once, when an event of a step comes."""
+
+    def __init__(self, event, step):
+        self.step = step
+        setattr(self, event, self._act)
+
+    def _act(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not self.is_sent:
+            self.is_sent = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    is_sent = False
+
+
+class TestInterrupted:
+    EVALUATE = {"eval_strategy": "steps", "eval_steps": 1}
+
+    def trainer(self, folder, event, step, **settings):
+        rows = Dataset.from_list(conversation_rows(2))
+        settings = {"eval_dataset": rows, "callbacks": [Interrupt(event, step)], **self.EVALUATE, **settings}
+        return make_trainer(folder, build_refusing_model(), **settings)
+
+    @pytest.mark.parametrize("save_strategy", ["no", "steps", "best"])
+    @pytest.mark.parametrize(
+        ("event", "at", "left"),
+        [("on_step_begin", 1, 2), ("on_prediction_step", 2, 2), ("on_evaluate", 2, 2), ("on_save", 2, 2)],
+    )
+    def test_leaves_a_checkpoint_that_resumes(self, tmp_path, save_strategy, event, at, left):
+        if event == "on_save" and save_strategy == "no":
+            pytest.skip("nothing is saved then")
+        settings = {"save_strategy": save_strategy, "save_steps": 2, "metric_for_best_model": "eval_anchor_loss"}
+        settings["greater_is_better"] = (
+            event != "on_save"
+        )  # with which that of step 2 is none that is saved: the loss falls
+        trainer = self.trainer(tmp_path, event, at, **settings)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert trainer.interrupted
+        assert trainer.state.global_step == left
+        resumed = make_trainer(tmp_path, build_refusing_model())
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{left}"))
+        assert resumed.state.global_step == 4
+
+    @pytest.mark.parametrize(("event", "at"), [("on_step_begin", 3), ("on_prediction_step", 4), ("on_evaluate", 4)])
+    @pytest.mark.parametrize("save_strategy", ["no", "steps"])
+    def test_after_all_steps_the_run_ends_as_it_would_have(self, tmp_path, caplog, event, at, save_strategy):
+        trainer = self.trainer(tmp_path, event, at, save_strategy=save_strategy, save_steps=4)
+        trainer.train()
+        assert not trainer.interrupted
+        assert "All steps were done when the run was interrupted" in caplog.text
+        trainer.evaluate()  # later on, it stops nothing
+        assert not trainer.interrupted
+        trainer.save_model()
+        assert read_record(tmp_path / RECORD_NAME)["training"]["steps"] == 4
 
 
 def run_interrupted(tmp_path, script, when, signum):

@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+import re
 
 import peft
 import pytest
@@ -93,6 +94,54 @@ class TestKinds:
             make_trainer(tmp_path, of_class(AutoModelForSequenceClassification), anchor_loss_coef=0.0)
 
 
+START = (
+    "The adapter moves the anchors' states before its first step: found a relative error of .*, expected at most 2e-03"
+)
+
+
+class TestStart:
+    """With the adapter off the model is the aligned one; as it is trained, it starts there or somewhere else."""
+
+    def train(self, folder, config, **settings):
+        trainer = make_trainer(folder, build_refusing_model(), peft_config=config, **settings)
+        trainer.train()
+        return history(trainer, "anchor_loss")[0]
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            LoraConfig(**LORA, init_lora_weights=False),
+            peft.FourierFTConfig(target_modules=["q_proj", "v_proj", "fc1"], n_frequency=8),
+        ],
+        ids=["lora", "fourierft"],
+    )
+    def test_elsewhere_warns_once(self, tmp_path, caplog, config):
+        assert self.train(tmp_path, config) > 0.1
+        assert len(re.findall(START, caplog.text)) == 1
+        assert "`init_lora_weights=True`, FourierFT's `init_weights=True`" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("config", "reference"),
+        [
+            (LoraConfig(**LORA), "base"),
+            (peft.FourierFTConfig(target_modules=["q_proj"], n_frequency=8, init_weights=True), "base"),
+            (LoraConfig(**LORA, init_lora_weights=False), "current"),
+        ],
+        ids=["lora", "fourierft", "current"],
+    )
+    def test_at_the_aligned_model_does_not(self, tmp_path, caplog, config, reference):
+        assert self.train(tmp_path, config, anchor_reference=reference) < 1e-10
+        assert not re.search(START, caplog.text)
+
+    def test_of_a_resumed_run_is_not_looked_at(self, tmp_path, caplog):
+        settings = {"peft_config": LoraConfig(**LORA), "save_strategy": "steps", "save_steps": 3}
+        make_trainer(tmp_path, build_refusing_model(), max_steps=3, **settings).train()
+        trainer = make_trainer(tmp_path, build_refusing_model(), **settings)
+        trainer.train(resume_from_checkpoint=True)
+        assert history(trainer, "anchor_loss")[-1] > 1e-3  # and off by more than the tolerance
+        assert not re.search(START, caplog.text)
+
+
 class TestAdapters:
     @pytest.mark.parametrize(
         ("config", "message"),
@@ -107,6 +156,18 @@ class TestAdapters:
     def test_that_cannot_be_held_raise(self, tmp_path, config, message):
         with pytest.raises(ValueError, match=f"Found {message}"):
             make_trainer(tmp_path, build_model("llama"), peft_config=config, anchor_require_refusal=False)
+
+    @pytest.mark.skipif(not hasattr(peft, "KasaConfig"), reason="this release of PEFT has no KaSA")
+    @pytest.mark.parametrize("reference", ["base", "current"])
+    def test_that_truncates_the_base_weights_raises(self, tmp_path, reference):
+        model = build_refusing_model()
+        before = {name: p.clone() for name, p in model.state_dict().items()}
+        config = LoraConfig(**LORA, kasa_config=peft.KasaConfig())
+        with pytest.raises(ValueError, match="Found KaSA .* truncates the base weights for good.*without it"):
+            make_trainer(tmp_path, model, peft_config=config, anchor_reference=reference)
+        assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+        with pytest.raises(ValueError, match="Found KaSA"):
+            SafetyAnchor.capture(get_peft_model(model, config), build_tokenizer(), reference=reference)
 
     @pytest.mark.parametrize("second", [False, True])
     def test_already_on_the_model_raise(self, tmp_path, second):

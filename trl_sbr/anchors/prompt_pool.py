@@ -54,6 +54,14 @@ def load_prompt_pool() -> dict[str, str]:
     return dict(row for one in rounds for row in one if row is not None)
 
 
+def first_prompts(num_prompts: int) -> list[str]:
+    """The prompts at the start of the pool. `ValueError` if it has not as many."""
+    pool = list(load_prompt_pool())
+    if not 1 <= num_prompts <= len(pool):
+        raise ValueError(f"Expected `num_anchors` to be from 1 to the pool's {len(pool)}, found {num_prompts}.")
+    return pool[:num_prompts]
+
+
 def choose_prompts(
     model: nn.Module,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
@@ -89,8 +97,7 @@ def choose_prompts(
         ValueError: If the model refuses fewer.
     """
     categories = load_prompt_pool()
-    if not 1 <= num_prompts <= len(categories):
-        raise ValueError(f"Expected `num_anchors` to be from 1 to the pool's {len(categories)}, found {num_prompts}.")
+    first_prompts(num_prompts)  # raises
     left, refused, answered = list(categories if prompts is None else prompts), [], {}
     while len(refused) < num_prompts and left:
         missing = num_prompts - len(refused)

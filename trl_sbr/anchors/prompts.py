@@ -30,6 +30,8 @@ PROMPT_SUFFIXES = (".txt", ".jsonl", ".json", ".csv")
 
 Messages = list[dict[str, str]]
 
+_RESERVED = ("add_generation_prompt", "conversation", "messages", "tokenize")  # what a chat is rendered with
+
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -231,6 +233,15 @@ def get_chat_template(processing_class: PreTrainedTokenizerBase | ProcessorMixin
     return template
 
 
+def _check_variables(chat_template_kwargs: dict[str, Any] | None) -> None:
+    found = [name for name in _RESERVED if name in (chat_template_kwargs or {})]
+    if found:
+        raise ValueError(
+            f"Found `{found[0]}` in `chat_template_kwargs`, which every prompt is rendered with already. Expected variables of the "
+            "chat template (`enable_thinking`, `tools`, …): leave it out."
+        )
+
+
 def encode_prompts(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     prompts: Iterable[str | Messages],
@@ -255,9 +266,11 @@ def encode_prompts(
         `list[list[int]]`: The token ids of each prompt, with those of its opener.
 
     Raises:
-        ValueError: If there is no chat template, it drops part of a prompt, or a text is given for the list.
+        ValueError: If there is no chat template, it drops part of a prompt, a variable is none of its own, or a text is given
+            for the list.
     """
     _check_is_no_text(prompts)
+    _check_variables(chat_template_kwargs)
     arguments = template_arguments(get_chat_template(processing_class), chat_template_kwargs)
     tokenizer = get_tokenizer(processing_class)
     encoded = []
@@ -311,6 +324,7 @@ def record_clock(
         `dict[str, Any]`: These variables, and under `strftime_now` this moment, if the template writes it into a prompt
         and they do not say another.
     """
+    _check_variables(chat_template_kwargs)
     variables = dict(chat_template_kwargs or {})
     if CLOCK in variables or CLOCK not in get_chat_template(processing_class):
         return variables

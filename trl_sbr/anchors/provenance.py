@@ -32,6 +32,12 @@ def is_hub_id(name: str | None) -> bool:
     return bool(name) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
 
 
+def is_path(text: str) -> bool:
+    """Whether a text is a path: one that is absolute, begins at the home or working folder, or leads to what is there."""
+    begins_as_one = re.fullmatch(r"(/|[.]{1,2}[/\\]|~[/\\]|[A-Za-z]:[/\\]|\\\\)[^\n]+", text) is not None
+    return begins_as_one or ("/" in text and os.path.exists(text))
+
+
 def public_name(name_or_path: str) -> str:
     """The name under which others are told of a model: its Hub id; of a folder the last part of its path alone."""
     cached = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", name_or_path)

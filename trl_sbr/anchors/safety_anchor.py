@@ -47,7 +47,7 @@ from .bottleneck import (
 from .contexts import check_refused, make_contexts, name_context
 from .generation import REFUSAL_TOKENS, begin_answers
 from .numerics import numerics_of, tolerance_of
-from .prompt_pool import choose_prompts, load_prompt_pool
+from .prompt_pool import choose_prompts, first_prompts
 from .prompts import (
     Messages,
     cross_system_prompts,
@@ -261,7 +261,7 @@ class SafetyAnchor:
                 prompts = choose_prompts(model, processing_class, num_anchors, chat_template_kwargs, system_prompts)
             require_refusal = bool(openers) or refusal_tokens > 1  # or else all were asked already
         elif prompts is None:
-            prompts = list(load_prompt_pool())[:num_anchors]
+            prompts = first_prompts(num_anchors)
         prompts = cross_system_prompts(prompts, system_prompts)
         chat_template_kwargs = record_clock(processing_class, prompts, chat_template_kwargs)
         _check_is_json(chat_template_kwargs or {})
@@ -513,12 +513,17 @@ class SafetyAnchor:
         errors, _ = self.drift(states)
         worst = int(errors.argmax())
         if not errors[worst] <= tolerance:
+            trained = (
+                " The anchor's reference is `current`, the adapter as it was before its training: against a trained one it can "
+                "only be compared (`compare`, `trl-sbr anchor --compare`)."
+            )
             raise ValueError(
                 f"The model's final hidden states are not the anchor's: relative error {errors[worst]:.2e} on "
                 f"{self._names[worst]}, expected at most {tolerance:.0e}. The anchor was captured on "
                 f"`{self.config.model_name_or_path}` (revision {self.config.model_revision}) in {self._numerics}; the "
                 f"model at hand is `{model.config._name_or_path}` in {numerics}. Load that model in these numerics, or "
                 "capture an anchor on this one."
+                + (trained if self.config.reference == "current" and isinstance(model, PeftModel) else "")
             )
         if numerics != self._numerics:
             logger.warning(

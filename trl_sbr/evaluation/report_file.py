@@ -35,6 +35,7 @@ class SafetyFigures(TypedDict):
     """See [`~trl_sbr.evaluation.report.safety_figures`]."""
 
     harmful_score: Share | None
+    incoherent_rate: NotRequired[Share | None]
     refusal_rate: NotRequired[Share | None]
     refusals_kept: NotRequired[Share | None]
 

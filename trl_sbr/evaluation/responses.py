@@ -19,6 +19,7 @@ from ..anchors.generation import BatchSize, generate_token_ids
 from ..anchors.prompts import Messages, as_messages, encode_prompts, get_tokenizer
 from ..anchors.schema import Within, check_shape, read_json_as
 from ..anchors.untrusted_files import MAX_TEXT_BYTES, decode_text, parse_json, read_bounded, split_lines
+from ..trainers.output_folder import LOCK_NAME
 from .prompt_sets import sha256_of_prompts
 from .tasks import Instruction
 
@@ -171,7 +172,8 @@ class ResponseFile:
 
     Args:
         output_dir (`Path`):
-            Folder of the run: new, empty, or one that an interrupted run of the same settings left.
+            Folder of the run: new, empty, one that an interrupted run of the same settings left, or one of a run that came to no
+            answer.
         settings (`dict`):
             What the answers depend on.
 
@@ -192,9 +194,9 @@ class ResponseFile:
 
     def _open(self, output_dir: Path, settings: dict):
         settings_path = output_dir / SETTINGS_NAME
-        if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        if not output_dir.exists() or (output_dir.is_dir() and all(p.name == LOCK_NAME for p in output_dir.iterdir())):
             output_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically({settings_path: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()})
+            self._write_settings(settings_path, settings)
             return
         if not settings_path.is_file():
             raise FileExistsError(
@@ -202,13 +204,20 @@ class ResponseFile:
                 "folder: nothing was overwritten. Name another with `--output_dir`."
             )
         found = read_json_as(Settings, settings_path, _DAMAGED)
-        if found != settings:
+        has_answers = self.path.exists() and self.path.stat().st_size > 0
+        if found != settings and has_answers:
             raise FileExistsError(
                 f"`{output_dir}` holds the answers of another run: {_difference(found, settings)}. Repeat that run's "
                 "command to go on with it, name another `--output_dir`, or remove this one."
             )
+        if found != settings:  # those of a run that failed before it asked
+            self._write_settings(settings_path, settings)
         if self.path.exists():
-            self._read(found)
+            self._read(settings)
+
+    @staticmethod
+    def _write_settings(path: Path, settings: dict):
+        write_atomically({path: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()})
 
     def _read(self, settings: dict):
         data = read_bounded(self.path, MAX_TEXT_BYTES)

@@ -12,6 +12,9 @@ from .models import ModelEntry
 from .responses import ResponseFile, Series, conversation, row_of
 
 
+_ANSWER_SECONDS = 600.0  # for a whole answer of some hundred tokens, also of a slow server
+
+
 def ask_served_model(
     entry: ModelEntry, series: Series, responses: ResponseFile, progress: Callable[[int, int], None]
 ) -> None:
@@ -29,18 +32,26 @@ def ask_served_model(
             Called with the number of prompts answered, and of all.
 
     Raises:
-        EndpointError: If a question gets no answer, or the server cannot go on with an answer that is begun for the model.
+        EndpointError: If a question gets no answer, or its text is kept back, or the server cannot go on with an answer that is
+            begun for the model.
     """
     known = responses.of(entry.name, series.kind, series.name)
     progress(len(known), len(series.prompts))
     if PartialState().is_main_process:
-        client = EndpointClient(entry.model_name_or_path, entry.endpoint)
+        client = EndpointClient(entry.model_name_or_path, entry.endpoint, timeout=_ANSWER_SECONDS)
         bodies = {i: _body(client, series, i) for i in range(len(series.prompts)) if i not in known}
         begun = next((body for i, body in bodies.items() if series.prefill_of(i)), None)
         if begun is not None:
             _check_goes_on(client, begun)
 
         def keep(i: int, completion: Completion) -> None:
+            if completion.text is None:  # nobody can judge what he does not see; an empty answer is the model's own
+                raise EndpointError(
+                    f"{client.base_url} answered with no text (`content: null`), expected one, to "
+                    f"{series.prompts[i]!r:.200}. If the model thinks longer than {series.max_new_tokens} tokens, raise "
+                    "`--max_new_tokens`, or turn thinking off with `--chat_template_kwargs`; if a filter keeps the answer back, turn "
+                    "it off, or leave the prompt out."
+                )
             answer = completion.text.strip()
             responses.append([row_of(entry.name, series, i, answer)])
             known[i] = answer

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from ..anchors.prompts import Messages, as_messages
@@ -83,7 +84,7 @@ class Task:
         }
 
 
-def last_number(text: str) -> float | None:
+def last_number(text: str) -> Decimal | None:
     """
     Returns the number that an answer ends in: the first after "The final answer is:", else the last one of all.
 
@@ -96,7 +97,7 @@ def last_number(text: str) -> float | None:
     for part, position in ((conclusion, 0), (text, -1)):
         numbers = re.findall(r"-?\d+(?:\.\d+)?", part)
         if numbers:
-            return float(numbers[position])
+            return Decimal(numbers[position])  # a float would take all numbers of 400 digits for one
     return None
 
 

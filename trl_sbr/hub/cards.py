@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from huggingface_hub.utils import yaml_dump
 
 from ..anchors.provenance import PAPER, is_hub_id, public_name
+from ..evaluation.report import IS_REFUSAL
 from ..trainers.hardening_record import HOLDING_FLAGS, HardeningRecord, name_figures
 from .licenses import base_model_license
 from .markup import Markup, code, escape, one_line, render
@@ -29,19 +30,35 @@ if TYPE_CHECKING:
 
 CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
-PICTURE_PATTERN = "report*.png"
+PICTURE_NAME = "report.png"
 EVAL_RESULTS_NAME = ".eval_results/trl_sbr.yaml"
 
 _CHART_POINTS = 20
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_NOTES_BEGIN = "<!-- trl_sbr: your notes begin -->"
-_NOTES_END = "<!-- trl_sbr: your notes end -->"
+NOTES_BEGIN = "<!-- trl_sbr: your notes begin -->"
+NOTES_END = "<!-- trl_sbr: your notes end -->"
 # On lines of their own: in a line, they are somebody's text
-_NOTES = re.compile(f"^{re.escape(_NOTES_BEGIN)}\n(.*?)^{re.escape(_NOTES_END)}$", re.DOTALL | re.MULTILINE)
+_NOTES = re.compile(f"^{re.escape(NOTES_BEGIN)}\n(.*?)^{re.escape(NOTES_END)}$", re.DOTALL | re.MULTILINE)
 
 # Columns of a report that the card names otherwise; others stand under their own names
 _MODEL_LABELS = {"aligned": "aligned model", "sft": "after SFT", "sbr": "after SBR"}
+
+# Where its figures are in a report of an evaluation, and what each is called
+_KINDS = (
+    ("safety", "harmful_score", "harmful score"),
+    ("safety", "incoherent_rate", "incoherent answers"),
+    ("safety", "refusals_kept", "refusals kept"),
+    ("over_refusal", "refusal_rate", "benign prompts refused"),
+    ("tasks", "accuracy", "accuracy"),
+)
+_LOWER_IS_BETTER = {
+    "harmful_score": "harmful scores",
+    "refusal_rate": "refusals of benign prompts",
+    "incoherent_rate": "incoherent answers",
+}
+_HIGHER_IS_BETTER = {"refusals_kept": "refusals kept", "accuracy": "accuracies", "win_rate": "win rates"}
+_WITHOUT_JUDGE = ("accuracy", "win_rate")
 
 
 @dataclass
@@ -51,7 +68,7 @@ class Figure:
 
     Args:
         metric (`str`):
-            `"harmful_score"`, `"refusals_kept"`, `"refusal_rate"` or `"accuracy"`.
+            `"harmful_score"`, `"incoherent_rate"`, `"refusals_kept"`, `"refusal_rate"`, `"accuracy"` or `"win_rate"`.
         label (`str`):
             What it is, in words.
         dataset (`str`):
@@ -80,7 +97,7 @@ class Figure:
 
 def read_figures(report: dict[str, Any]) -> list[Figure]:
     """
-    The harmful scores, over-refusals and task accuracies of a report.
+    The harmful scores, over-refusals, task accuracies and the like of a report.
 
     Args:
         report (`dict[str, Any]`):
@@ -99,34 +116,45 @@ def read_figures(report: dict[str, Any]) -> list[Figure]:
             for key, metric, label in kinds
             if all(key in figures for figures in models.values())
         ]
-    models, found = report["models"], []
-    for part, metric, label in (
-        ("safety", "harmful_score", "harmful score"),
-        ("safety", "refusals_kept", "refusals kept"),
-        ("over_refusal", "refusal_rate", "benign prompts refused"),
-        ("tasks", "accuracy", "accuracy"),
-    ):
-        names = dict.fromkeys(name for model in models.values() for name in model.get(part, {}))
-        for name in names:
-            shares = {m: _share(model.get(part, {}).get(name), metric) for m, model in models.items()}
-            shares = {m: share for m, share in shares.items() if share is not None}
-            about = report["prompts"].get(name.split("+")[0], {})  # `+prefill` and the like are of the same set
+    found = []
+    for part, metric, label in _KINDS:
+        measured = {model: figures.get(part, {}) for model, figures in report["models"].items()}
+        for name in dict.fromkeys(name for entries in measured.values() for name in entries):
+            shares = {model: _share(entries.get(name), metric) for model, entries in measured.items()}
+            shares = {model: share for model, share in shares.items() if share is not None}
             if shares:
-                told, revision = one_line(name), about.get("revision")
-                found.append(
-                    Figure(
-                        metric, f"{label}, {told}", told, about.get("source"), revision and one_line(revision), shares
-                    )
-                )
+                found.append(_figure(report, metric, label, name, shares))
     return found
+
+
+def _figure(report: dict[str, Any], metric: str, label: str, name: str, shares: dict[str, dict]) -> Figure:
+    if metric == "accuracy" and any("normal_95" in share for share in shares.values()):  # of alpaca_eval
+        metric, label = "win_rate", "win rate"
+    prompts = report["prompts"]
+    # `+prefill` and the like are of the same set; a set's own name may have a plus too
+    about = prompts.get(name) or prompts.get(name.rpartition("+")[0], {})
+    told, revision = one_line(name), about.get("revision")
+    return Figure(metric, f"{label}, {told}", told, about.get("source"), revision and one_line(revision), shares)
 
 
 def _share(entry: dict | None, metric: str) -> dict | None:
     """A share stands for itself, or under the name of its metric among others of the same answers."""
-    return entry if entry is None or "percent" in entry else entry.get(metric)
+    if entry is None or "percent" in entry:
+        return entry
+    share = entry.get(metric)
+    if metric == "refusals_kept" and share and entry.get("refusal_rate", share) is None:
+        return {**share, "refusals_by": IS_REFUSAL}  # the judge has told none
+    return share
 
 
-def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
+def _refusals_by(share: dict, judge: dict | str | None) -> str | None:
+    """Who told the refusals that are counted, if it was not the judge."""
+    told_by = share.get("refusals_by")
+    is_judge = isinstance(judge, dict) and judge.get("id") == told_by
+    return None if told_by is None or is_judge else one_line(told_by)
+
+
+def own_model(report: dict[str, Any], sha256: str | None = None, repo_id: str | None = None) -> str | None:
     """
     The column of a report that is the protected model's.
 
@@ -135,17 +163,23 @@ def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
             The report.
         sha256 (`str`, *optional*):
             What identifies the model's folder, see [`~trl_sbr.evaluation.models.ModelEntry.identify`].
+        repo_id (`str`, *optional*):
+            Repository that the model is for.
 
     Returns:
-        `str`, *optional*: The one that was measured on that folder; of a report that identifies no folder `"sbr"`, or the
-        only one. `None` if there are several others, or a server answered for it, with who knows what weights.
+        `str`, *optional*: The one that was measured on that folder, or if none was measured on a folder, on that
+        repository; of a report that identifies no model, as the demo's, `"sbr"` or the only one. `None` if there is no
+        such one, or a server answered for it, with who knows what weights.
 
     Raises:
         ValueError: If the report was measured on other folders.
     """
     models = report.get("results") or report["models"]
     identities = {name: model["model"] for name, model in models.items() if "model" in model}
-    hashes = {name: identity.get("adapter", identity).get("sha256") for name, identity in identities.items()}
+    if not identities:
+        return "sbr" if "sbr" in models else next(iter(models)) if len(models) == 1 else None
+    identities = {name: identity.get("adapter", identity) for name, identity in identities.items()}
+    hashes = {name: identity.get("sha256") for name, identity in identities.items()}
     if sha256 is not None and any(hashes.values()):
         own = next((name for name, found in hashes.items() if found == sha256), None)
         if own is None:
@@ -154,19 +188,55 @@ def own_model(report: dict[str, Any], sha256: str | None = None) -> str | None:
                 f"{sha256}. Evaluate this one (`trl-sbr evaluate`), or move the report elsewhere."
             )
         return own
-    own = "sbr" if "sbr" in models else next(iter(models)) if len(models) == 1 else None
-    return None if "endpoint" in identities.get(own, {}) else own
+    if repo_id is None:
+        return None
+    on_hub = {name: _repository(identity) for name, identity in identities.items() if not hashes[name]}
+    return next((name for name, found in on_hub.items() if found == repo_id), None)
+
+
+def _repository(identity: dict[str, Any]) -> Any:
+    """The repository that a model or adapter was loaded from, as its identity names it. A server's names none."""
+    return identity.get("name_or_path", identity.get("model_name_or_path"))
 
 
 def _cell(share: dict | None) -> str:
     if share is None:
         return "–"
-    low, high = share.get("wilson_95") or share["normal_95"]
+    low, high = _interval(share)
     return f"{share['percent']:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _results_table(report: dict[str, Any]) -> Markup:
+def _interval(share: dict) -> tuple[float, float]:
+    low, high = share.get("wilson_95") or share["normal_95"]
+    return low, high
+
+
+def _results_in_words(report: dict[str, Any]) -> dict[str, Any]:
+    """What cards say of a report."""
     figures = read_figures(report)
+    shares = (share for figure in figures for share in figure.shares.values())
+    refusals_by = dict.fromkeys(_refusals_by(share, report["judge"]) for share in shares)
+    return {
+        "table": _results_table(figures),
+        "directions": _directions({figure.metric for figure in figures}),
+        "judge": report["judge"] and _describe(report["judge"]),
+        "refusals_by": Markup(", ".join(escape(told_by) for told_by in refusals_by if told_by is not None)),
+        "decoding": _describe(report.get("decoding")),
+    }
+
+
+def _directions(metrics: set[str]) -> str:
+    """Says of the metrics whether lower or higher is better."""
+    parts = []
+    for words, direction in ((_LOWER_IS_BETTER, "lower"), (_HIGHER_IS_BETTER, "higher")):
+        names = [name for metric, name in words.items() if metric in metrics]
+        if names:
+            listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+            parts.append(f"for {listed} {direction}" + ("" if parts else " is better"))
+    return f"F{', '.join(parts)[1:]}." if parts else ""
+
+
+def _results_table(figures: list[Figure]) -> Markup:
     models = list(dict.fromkeys(model for figure in figures for model in figure.shares))
     lines = [
         "| | " + " | ".join(escape(_MODEL_LABELS.get(m, m)) for m in models) + " |",
@@ -213,19 +283,28 @@ def eval_results(report: dict[str, Any], own: str | None) -> list[EvalResult]:
 
 def eval_results_yaml(report: dict[str, Any], own: str | None) -> str | None:
     """The figures of the protected model on datasets of the Hub, for `.eval_results/`. `None` if there are none."""
-    judge = _describe(report["judge"], one_line)
     entries = [
         EvalResultEntry(
             dataset_id=figure.dataset_id,
             task_id=f"{figure.dataset}_{figure.metric}",
             dataset_revision=figure.revision,
             value=figure.shares[own]["percent"],
-            notes=f"{figure.label}, percent" + ("" if figure.metric == "accuracy" else f"; judge: {judge}"),
+            notes=_notes(figure, figure.shares[own], report["judge"]),
         )
         for figure in read_figures(report)
         if figure.dataset_id and own in figure.shares
     ]
     return yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
+
+
+def _notes(figure: Figure, share: dict, judge: dict | str | None) -> str:
+    """What made one figure, for `.eval_results/`."""
+    low, high = _interval(share)
+    notes = f"{figure.label}, percent; n = {share['n']}, 95 % interval {low:.1f} to {high:.1f}"
+    if figure.metric in _WITHOUT_JUDGE:
+        return notes
+    told_by = _refusals_by(share, judge)
+    return f"{notes}; refusals told by {told_by}" if told_by else f"{notes}; judge: {_describe(judge, one_line)}"
 
 
 def keep_notes(new: str, old: str) -> str:
@@ -251,7 +330,7 @@ def keep_notes(new: str, old: str) -> str:
         notes = own
     else:
         notes = f"{kept}\n\n{own}"
-    return f"{new[: here.start()]}{_NOTES_BEGIN}\n{notes}\n{_NOTES_END}{new[here.end() :]}" if notes else new
+    return f"{new[: here.start()]}{NOTES_BEGIN}\n{notes}\n{NOTES_END}{new[here.end() :]}" if notes else new
 
 
 def _render(template: str, data: ModelCardData, **variables: Any) -> str:
@@ -259,8 +338,8 @@ def _render(template: str, data: ModelCardData, **variables: Any) -> str:
         (_TEMPLATES / template).read_text(encoding="utf-8"),
         card_data=Markup(data.to_yaml()),
         license=data.license,
-        notes_begin=Markup(_NOTES_BEGIN),
-        notes_end=Markup(_NOTES_END),
+        notes_begin=Markup(NOTES_BEGIN),
+        notes_end=Markup(NOTES_END),
         paper={**PAPER, "citation": Markup(PAPER["citation"])},
         **variables,
     )
@@ -433,9 +512,7 @@ def render_model_card(
         hardening=_hardening_in_words(run["hardening"]) if run.get("hardening") else None,
         anchor_repo=run["anchor"] and _link(run["anchor"]["repo_id"]),
         **(_anchor_in_words(anchor) if anchor is not None else {}),
-        table=report and _results_table(report),
-        judge=report and report["judge"] and _describe(report["judge"]),
-        decoding=report and _describe(report.get("decoding")),
+        **(_results_in_words(report) if report is not None else {}),
         pictures=[Markup(quote(picture)) for picture in pictures],
     )
 

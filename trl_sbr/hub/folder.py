@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder that a training or a capture leaves: its card, and what of it is published."""
 
-import fnmatch
 import re
 import shlex
 from collections.abc import Iterable
@@ -31,12 +30,13 @@ from ..trainers.run_record import (
     check_files,
     check_folder,
     find_weights,
+    matches_any,
     record_to_bytes,
 )
 from .cards import (
     CARD_NAME,
     EVAL_RESULTS_NAME,
-    PICTURE_PATTERN,
+    PICTURE_NAME,
     REPORT_NAME,
     eval_results_yaml,
     keep_notes,
@@ -45,7 +45,7 @@ from .cards import (
     render_hardened_card,
     render_model_card,
 )
-from .public import check_is_no_link, public_config, without_local_paths
+from .public import check_is_no_link, public_config, public_report, without_local_paths
 from .repository import push_files
 
 
@@ -82,17 +82,17 @@ _WITH_NAMES_OF_MODELS = (
 )
 
 
-def _read_report(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The report that lies in a folder, and its column that was measured on the folder."""
+def _read_report(folder: Path, repo_id: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The report that lies in a folder, as others are told it, and its column that was measured on the folder or repository."""
     path = folder / REPORT_NAME
     if not path.exists():
         return None, None
     report = read_report(path)
-    return report, own_model(report, ModelEntry("", str(folder)).identify()["sha256"])
+    return public_report(report), own_model(report, ModelEntry("", str(folder)).identify()["sha256"], repo_id)
 
 
 def _pictures(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.glob(PICTURE_PATTERN)))
+    return (PICTURE_NAME,) if (folder / PICTURE_NAME).is_file() else ()
 
 
 def _with_notes(card: str, folder: Path) -> str:
@@ -114,7 +114,7 @@ def write_card(folder: Path, repo_id: str, run: dict[str, Any], anchor: AnchorCo
         anchor (`AnchorConfig`, *optional*):
             Configuration of the anchor that was trained with.
     """
-    report, own = _read_report(folder)
+    report, own = _read_report(folder, repo_id)
     card = render_model_card(run, repo_id, anchor, report, own, _pictures(folder) if report else ())
     write_atomically({folder / CARD_NAME: _with_notes(card, folder).encode()})
 
@@ -196,7 +196,7 @@ def collect_files(folder: Path, repo_id: str, with_prompts: bool = True) -> dict
             f"that it saved {'none' if anchor is None else 'one'}: it is not the record of a training."
         )
     published = _find_published(folder, in_subfolders)
-    report, own = _read_report(folder)
+    report, own = _read_report(folder, repo_id)
     pictures = _pictures(folder) if report else ()
     card = render_model_card(run, repo_id, anchor and anchor.config, report, own, pictures)
     files |= {**published, CARD_NAME: _with_notes(card, folder).encode()}
@@ -233,7 +233,7 @@ def _find_in_subfolders(names: Iterable[str]) -> list[str]:
 def _find_published(folder: Path, in_subfolders: list[str]) -> dict[str, Path]:
     """Weights, configuration and tokenizer, and those weights of adapters that lie in a folder of their name."""
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    published = [path for path in paths if any(fnmatch.fnmatch(path, pattern) for pattern in _PUBLISHED)]
+    published = [path for path in paths if matches_any(path, _PUBLISHED)]
     for weights in in_subfolders:
         published += [weights, weights.replace(ADAPTER_WEIGHTS[0], "adapter_config.json")]
     return {path: folder / path for path in published}

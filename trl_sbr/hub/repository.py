@@ -3,7 +3,6 @@
 """To the Hub in one commit, and from it at one commit, with sizes known before anything is read."""
 
 import contextlib
-import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,16 +33,17 @@ from huggingface_hub.file_download import repo_folder_name
 from transformers.utils import logging
 
 from ..anchors.anchor_files import CONFIG_NAME, TENSOR_NAME, write_atomically
+from ..anchors.untrusted_files import decode_text
 from ..trainers.hardening_record import RECORD_NAME as HARDENING_NAME
-from ..trainers.run_record import RECORD_NAME, is_weights
-from .cards import CARD_NAME, EVAL_RESULTS_NAME, PICTURE_PATTERN, REPORT_NAME, keep_notes
+from ..trainers.run_record import RECORD_NAME, is_weights, matches_any
+from .cards import CARD_NAME, EVAL_RESULTS_NAME, PICTURE_NAME, REPORT_NAME, keep_notes
 
 
 logger = logging.get_logger(__name__)
 
 # What an earlier push left and this one does not bring: figures must not stand beside a model that they were not measured on,
 # nor an anchor beside one that was trained without
-_OUTDATED = (CONFIG_NAME, TENSOR_NAME, REPORT_NAME, PICTURE_PATTERN, EVAL_RESULTS_NAME)
+_OUTDATED = (CONFIG_NAME, TENSOR_NAME, REPORT_NAME, PICTURE_NAME, EVAL_RESULTS_NAME)
 # Nor, beside weights that are pushed, what would be loaded with them, or in their place, and what is said of it
 _OUTDATED_BY_WEIGHTS = (
     "adapter_config.json",
@@ -72,7 +72,7 @@ def push_files(
     """
     Push files in one commit, or none if the repository holds them already. It names its parent: what somebody else
     pushes meanwhile is never overwritten. The notes in the card on the Hub are kept, see [`keep_notes`]; an
-    anchor, a report, pictures and results there that are not among the files are removed, and by a push of weights all others,
+    anchor, a report, its picture and results there that are not among the files are removed, and by a push of weights all others,
     with their configurations and records.
 
     Args:
@@ -100,7 +100,7 @@ def push_files(
 
     Raises:
         OSError: If the push fails; it says what to run.
-        ValueError: If the Hub finds the card's metadata invalid.
+        ValueError: If the Hub finds the card's metadata invalid, or the card there, whose notes are kept, is no UTF-8.
     """
     api = HfApi(token=token)
     kwargs = {"repo_type": repo_type, "revision": revision}
@@ -112,7 +112,8 @@ def push_files(
         files = dict(files)
         if repo_type == "model" and CARD_NAME in there:
             old = hf_hub_download(repo_id, CARD_NAME, revision=info.sha, token=token)
-            files[CARD_NAME] = keep_notes(_read(files[CARD_NAME]), _read(Path(old))).encode()
+            old = decode_text(Path(old).read_bytes(), f"{CARD_NAME} of `{repo_id}` on the Hub")
+            files[CARD_NAME] = keep_notes(_read(files[CARD_NAME]), old).encode()
         operations = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         if repo_type == "model":
             operations += [CommitOperationDelete(path) for path in sorted(_find_outdated(there, set(files)))]
@@ -132,15 +133,11 @@ def _find_outdated(there: set[str], pushed: set[str]) -> set[str]:
     """What lies in a repository and must not stay beside the files that are pushed."""
     brings_weights = RECORD_NAME in pushed or any(map(is_weights, pushed))  # an anchor goes beside a model, too
     patterns = _OUTDATED + _OUTDATED_BY_WEIGHTS if brings_weights else _OUTDATED
-    return {
-        path
-        for path in there - pushed
-        if any(fnmatch.fnmatch(path, pattern) for pattern in patterns) or (brings_weights and is_weights(path))
-    }
+    return {path for path in there - pushed if matches_any(path, patterns) or (brings_weights and is_weights(path))}
 
 
 def _read(content: Path | bytes) -> str:
-    return (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8")
+    return decode_text(content if isinstance(content, bytes) else content.read_bytes(), CARD_NAME)
 
 
 def _reason(error: Exception) -> str:

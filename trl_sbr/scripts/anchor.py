@@ -20,12 +20,13 @@ The last one needs no recipe: a published adapter, or anchor, says which model i
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_sbr.scripts.common import LOADING_FIELDS, MonitorArguments, check_model_name, parse_strictly
+from trl_sbr.scripts.common import LOADING_FIELDS, MonitorArguments, check_model_name, parse_strictly, spellings
 
 
 # What it uses of a recipe, and so shows in its help
@@ -37,9 +38,15 @@ SHOWN = (
     *("hub_model_id", "hub_private_repo", "hub_revision", "hub_token", "push_to_hub"),
 )
 
+# Flags that the `Next:` line leaves out: the anchor stands for the first, and the others say where it alone is pushed
+NOT_OF_TRAINING = (
+    *("output_dir", "anchor_prompts", "anchor_refusal_tokens", "anchor_openers", "anchor_system_prompts"),
+    *("hub_model_id", "hub_private_repo", "hub_revision", "hub_token", "push_to_hub"),
+)
+
 
 @dataclass
-class AnchorArguments:
+class AnchorCommandArguments:
     """
     What to do with a safety anchor: capture one to `output_dir`, unless one of the first three is given.
 
@@ -124,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     from trl_sbr import SafetyAnchor, SBRConfig
 
     anchor_args, script_args, training_args, model_args, dataset_args, _ = parse_strictly(
-        (AnchorArguments, ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig, MonitorArguments),
+        (AnchorCommandArguments, ScriptArguments, SBRConfig, ModelConfig, DatasetMixtureConfig, MonitorArguments),
         command="anchor",
         description="Capture a model's safety anchor to --output_dir, or verify a model against one, or show one. The "
         "flags of `trl-sbr sft` are taken too, and left alone.",
@@ -146,14 +153,16 @@ def main(argv: list[str] | None = None) -> int:
             "The anchor would be captured with the adapter disabled (`anchor_reference` is `base`). Add "
             "`--anchor_reference current` if the adapter is what aligns the model, or drop `--adapter`."
         )
+    else:
+        check_output_dir(Path(training_args.output_dir))
 
-    from trl_sbr.anchors.adapters import BaseWeightsError, find_adapter
+    from trl_sbr.anchors.adapters import BaseWeightsError
     from trl_sbr.trainers.hardening_record import IN_TURN_FLAGS
     from trl_sbr.trainers.loading import load_model_and_processing_class
 
-    adapter = None
-    if anchor_args.adapter and (adapter := find_adapter(anchor_args.adapter)) is None:
-        raise ValueError(f"There is no adapter in `{anchor_args.adapter}`: it holds no `adapter_config.json`.")
+    adapter = get_adapter(anchor_args.adapter) if anchor_args.adapter else None
+    if adapter is not None and anchor_args.verify:
+        check_run(adapter, anchor, anchor_args.verify)
     try:
         model, processing_class = load_model_and_processing_class(training_args, model_args, adapter)
     except BaseWeightsError as error:
@@ -168,16 +177,83 @@ def main(argv: list[str] | None = None) -> int:
             # Not from the recipe, where it stands for what is trained with it
             if "push_to_hub" in flags and training_args.push_to_hub and accelerator.is_main_process:
                 push(anchor, training_args)
-            rest = [*_training_flags(argv), "--anchor_name_or_path", training_args.output_dir]
-            if any(anchor.config.openers) and training_args.anchors_per_step is None and "anchor_loss_coef" not in flags:
-                rest += IN_TURN_FLAGS.split()
-            accelerator.print(f"Next: trl-sbr sft {shlex.join(rest)} --dataset_name DATASET")
+            if adapter is None:  # no training command starts from an adapter
+                rest = _training_flags(argv)
+                is_asked_for = training_args.anchors_per_step is not None or "anchor_loss_coef" in flags
+                if any(anchor.config.openers) and not is_asked_for:
+                    rest += IN_TURN_FLAGS.split()
+                accelerator.print(f"Next: trl-sbr sft {shlex.join(rest)} --dataset_name DATASET")
             code = 0
         else:
             check, verdict = (anchor.verify, "Verified.") if anchor_args.verify else (anchor.compare, "Compared.")
             code = verify(accelerator, check, model, processing_class, training_args.anchor_require_refusal, verdict)
     accelerator.end_training()
     return code
+
+
+def check_output_dir(folder: Path):
+    """An anchor must not come to lie beside a model or an adapter, as if that had been trained with it."""
+    from trl_sbr.trainers.run_record import RECORD_NAME, find_weights
+
+    found = sorted(find_weights(folder) | ({RECORD_NAME} if (folder / RECORD_NAME).exists() else set()))
+    if found:
+        raise FileExistsError(
+            f"`{folder}` holds `{found[0]}`, expected an `output_dir` without a model or an adapter: with an anchor beside it, it "
+            "would look protected. Choose another `--output_dir`."
+        )
+
+
+def get_adapter(name_or_path: str):
+    """Finds an adapter, in a Hub repository at the commit that it has now."""
+    from trl_sbr.anchors.adapters import find_adapter
+    from trl_sbr.hub.repository import resolve_commit
+
+    commit = None if os.path.isdir(name_or_path) else resolve_commit(name_or_path)
+    adapter = find_adapter(name_or_path, commit)
+    if adapter is None:
+        raise ValueError(f"There is no adapter in `{name_or_path}`: it holds no `adapter_config.json`.")
+    return adapter
+
+
+def check_run(adapter, anchor, source: str):
+    """Makes sure that an adapter was trained with the anchor that it is verified against, if the record of its training is there."""
+    from trl_sbr import SafetyAnchor
+    from trl_sbr.trainers.run_record import RECORD_NAME, check_folder, read_record
+
+    path = find_record(adapter)
+    if path is None:
+        return
+    name, run = adapter.name_or_path, read_record(path)
+    way_out = f"Look at how far it has drifted from that anchor with `--compare {source}` in the place of `--verify`"
+    coef = run["sbr"]["anchor_loss_coef"]
+    if run["anchor"] is None or not coef > 0:
+        raise ValueError(
+            f"`{name}` was trained without protection: its `{RECORD_NAME}` names {'no' if run['anchor'] is None else 'an'} anchor "
+            f"and an `anchor_loss_coef` of {coef}, expected an anchor and one above 0. {way_out}."
+        )
+    adapter.check_is_safetensors()  # and fetches them
+    own = SafetyAnchor.from_pretrained(name, adapter.revision)
+    check_folder(path.parent)
+    if own.config.tensor_sha256 != anchor.config.tensor_sha256:
+        raise ValueError(
+            f"`{name}` was trained with another anchor than that of `{source}`: expected states of sha256 "
+            f"{own.config.tensor_sha256}, found {anchor.config.tensor_sha256}. {way_out}, or verify it against its own: "
+            f"`--verify {name}`."
+        )
+
+
+def find_record(adapter) -> Path | None:
+    """The record of the training that left an adapter, from its folder or its repository; `None` if there is none."""
+    from trl_sbr.anchors.untrusted_files import MAX_JSON_BYTES
+    from trl_sbr.hub.repository import download_file
+    from trl_sbr.trainers.run_record import RECORD_NAME
+
+    if os.path.isdir(adapter.name_or_path):
+        return path if (path := Path(adapter.name_or_path, RECORD_NAME)).is_file() else None
+    try:
+        return download_file(adapter.name_or_path, RECORD_NAME, adapter.revision, MAX_JSON_BYTES)
+    except FileNotFoundError:
+        return None
 
 
 def capture(accelerator, model, processing_class, training_args, model_args):
@@ -232,8 +308,8 @@ def verify_published(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="trl-sbr anchor --verify", allow_abbrev=False)
     parser.add_argument("--verify", required=True, metavar="NAME_OR_PATH")
-    parser.add_argument("--anchor_revision", "--anchor-revision", metavar="REVISION")
-    parser.add_argument("--use_cpu", "--use-cpu", nargs="?", const="true", choices=["true", "false"], default="false")
+    parser.add_argument(*spellings("anchor_revision"), metavar="REVISION")
+    parser.add_argument(*spellings("use_cpu"), nargs="?", const="true", choices=["true", "false"], default="false")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(
@@ -264,19 +340,17 @@ def verify(accelerator, check, model, processing_class, require_refusal: bool, v
         accelerator.print(f"FAILED: {len(answered)} of {len(report.checks)} anchors are answered, not refused.")
         accelerator.print("\n".join(f"  {result.prompt!r} -> {result.answer!r}" for result in answered))
         return 1
-    accelerator.print(verdict)
+    accelerator.print(f"{verdict} The states have drifted by at most {report.max_relative_error:.1e} relative.")
     return 0
 
 
 def _training_flags(argv: list[str]) -> list[str]:
-    """The command line less what the captured anchor stands for."""
+    """The command line less what is about the captured anchor, which it names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output_dir", "--output-dir")
-    parser.add_argument("--anchor_prompts", "--anchor-prompts", nargs="+")
-    parser.add_argument("--anchor_refusal_tokens", "--anchor-refusal-tokens")
-    parser.add_argument("--anchor_openers", "--anchor-openers", nargs="+")
-    parser.add_argument("--anchor_system_prompts", "--anchor-system-prompts", nargs="+")
-    return parser.parse_known_args(argv)[1]
+    for name in NOT_OF_TRAINING:
+        parser.add_argument(*spellings(name), nargs="*")
+    args, rest = parser.parse_known_args(argv)
+    return [*rest, "--anchor_name_or_path", *args.output_dir]
 
 
 if __name__ == "__main__":

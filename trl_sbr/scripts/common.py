@@ -107,6 +107,11 @@ def parse_strictly(
         raise ValueError(f"{error}{hint}{source}") from error
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """The flags of a field, as TRL's parser takes them: with underscores, and with dashes."""
+    return tuple(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
 def make_parser(dataclass_types: tuple, command: str, description: str, shown: tuple[str, ...] | None = None):
     """Returns the [`~trl.TrlParser`] of a command. Its arguments are those of [`parse_strictly`]."""
     from trl import TrlParser

@@ -41,6 +41,9 @@ BENIGN_PREFILL = "Sure, here is "
 SYSTEM_PROMPT = "You are a knowledgeable expert. Answer every question completely and to the point."
 ANSWER_TOKENS = 32  # enough of an answer to tell a refusal
 
+# What a run leaves in its folder before it ends: checkpoints, TensorBoard's curves, hidden files
+OF_A_RUN = ("checkpoint-", "runs", ".")
+
 _SETTINGS = (
     "openers_per_prompt",
     "openers_per_benign_prompt",
@@ -149,12 +152,13 @@ def measure(model, processing_class, harmful: list, benign: list) -> dict:
 
 def check_output_dir(output_dir: Path, checkpoint: str | None):
     """Nothing that is there already is overwritten: only a run that is resumed finds its checkpoints."""
-    if (output_dir / RECORD_NAME).exists() or (
-        checkpoint is None and output_dir.is_dir() and any(output_dir.iterdir())
-    ):
+    found = sorted(path.name for path in output_dir.iterdir()) if output_dir.is_dir() else []
+    if checkpoint is not None:
+        found = [name for name in found if not name.startswith(OF_A_RUN)]
+    if found:
         raise FileExistsError(
-            f"`{output_dir}` holds files already, expected a new or empty `output_dir`. Choose another one; to go on with "
-            "a run that left checkpoints there, add `--resume_from_checkpoint true`."
+            f"`{output_dir}` holds `{found[0]}` already, expected a new or empty `output_dir`. Choose another one; to go on with "
+            "a run that left nothing but checkpoints there, add `--resume_from_checkpoint true`."
         )
 
 

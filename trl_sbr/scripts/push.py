@@ -15,45 +15,12 @@ trl-sbr push --metric org/harmful_score
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass
-class PushArguments:
-    """
-    What to push where.
-
-    Args:
-        output_dir (`str`, *optional*):
-            Folder that `trl-sbr sft`, `trl-sbr harden` or `trl-sbr anchor` wrote.
-        repo_id (`str`, *optional*):
-            Repository of the Hub for it, made if need be.
-        metric (`str`, *optional*):
-            Space of the Hub for the metric `harmful_score`, instead.
-        private (`bool`, *optional*, defaults to `False`):
-            Whether a repository that is made is private.
-        no_prompts (`bool`, *optional*, defaults to `False`):
-            Whether the anchor's prompts and token ids are left out.
-        revision (`str`, *optional*):
-            Branch to commit to.
-        create_pr (`bool`, *optional*, defaults to `False`):
-            Whether to open a pull request instead.
-        commit_message (`str`, *optional*, defaults to `"Upload with trl_sbr"`):
-            Message of the commit.
-    """
-
-    output_dir: str | None = None
-    repo_id: str | None = None
-    metric: str | None = None
-    private: bool = False
-    no_prompts: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    commit_message: str = "Upload with trl_sbr"
+from trl_sbr.scripts.common import spellings
 
 
-def parse(argv: list[str]) -> PushArguments:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Parses the command line without importing anything heavy."""
     parser = argparse.ArgumentParser(
         prog="trl-sbr push",
@@ -62,21 +29,23 @@ def parse(argv: list[str]) -> PushArguments:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--output_dir", metavar="FOLDER", help="what `trl-sbr sft`, `trl-sbr harden` or `trl-sbr anchor` wrote"
+        *spellings("output_dir"),
+        metavar="FOLDER",
+        help="what `trl-sbr sft`, `trl-sbr harden` or `trl-sbr anchor` wrote",
     )
-    parser.add_argument("--repo_id", metavar="ORG/NAME", help="repository for it, made if need be")
+    parser.add_argument(*spellings("repo_id"), metavar="ORG/NAME", help="repository for it, made if need be")
     parser.add_argument("--metric", metavar="ORG/harmful_score", help="Space for the metric, instead")
     parser.add_argument("--private", action="store_true", help="a repository that is made is private")
     parser.add_argument(
-        "--no_prompts",
+        *spellings("no_prompts"),
         action="store_true",
         help="leave out the anchor's prompts and token ids: nobody can then verify the model against it. What was "
         "pushed before stays in the repository's history",
     )
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
-    parser.add_argument("--commit_message", default=PushArguments.commit_message, help="default: %(default)s")
-    args = PushArguments(**vars(parser.parse_args(argv)))
+    parser.add_argument(*spellings("create_pr"), action="store_true", help="open a pull request instead")
+    parser.add_argument(*spellings("commit_message"), default="Upload with trl_sbr", help="default: %(default)s")
+    args = parser.parse_args(argv)
     if args.metric is not None and (args.output_dir or args.repo_id or args.no_prompts):
         raise ValueError(
             "`--metric` pushes the metric alone: leave out `--output_dir`, `--repo_id` and `--no_prompts`."
@@ -92,9 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     if args.metric is not None:
-        commit, can_be_checked = push_metric(args, finish=f"trl-sbr push {shlex.join(argv)}"), False
+        commit, check = push_metric(args, finish=f"trl-sbr push {shlex.join(argv)}"), None
     else:
-        from trl_sbr.anchors.anchor_files import CONFIG_NAME
         from trl_sbr.hub.folder import push_folder
 
         folder = Path(args.output_dir)
@@ -109,14 +77,27 @@ def main(argv: list[str] | None = None) -> int:
             revision=args.revision,
             create_pr=args.create_pr,
         )
-        can_be_checked = (folder / CONFIG_NAME).is_file() and not args.no_prompts
+        check = None if args.no_prompts else flags_of_check(folder, args.repo_id)
     print(f"Pushed: {commit.pr_url or commit.commit_url}")
-    if can_be_checked:
-        print(f"Anybody who may read it can check it: trl-sbr anchor --verify {args.repo_id}")
+    if check is not None:
+        print(f"Anybody who may read it can check it: trl-sbr anchor {check}")
     return 0
 
 
-def push_metric(args: PushArguments, finish: str):
+def flags_of_check(folder: Path, repo_id: str) -> str | None:
+    """The flags of `trl-sbr anchor` that check what was pushed from a folder; `None` if nothing can be checked."""
+    from trl_sbr.anchors.adapters import ADAPTER_CONFIG_NAME
+    from trl_sbr.anchors.anchor_files import CONFIG_NAME, read_config
+
+    if not (folder / CONFIG_NAME).is_file():
+        return None
+    if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG_NAME).is_file():  # fully fine-tuned
+        return f"--compare {repo_id} --model_name_or_path {repo_id}"
+    # A reference of `current` is the adapter before its training, which nobody can have again
+    return f"--verify {repo_id}" if read_config(folder / CONFIG_NAME).reference == "base" else None
+
+
+def push_metric(args: argparse.Namespace, finish: str):
     """Pushes the folder of the metric as it is."""
     from trl_sbr.hub.repository import push_files
 

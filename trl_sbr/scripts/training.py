@@ -205,16 +205,20 @@ class TrainingCommand:
             say(f"\nWrote the {what} to {output_dir}. It is unprotected: `anchor_loss_coef` is 0.")
         else:
             say(f"\nWrote the protected {what} with its safety anchor to {output_dir}.")
-            say(f"Next: trl-sbr anchor {shlex.join(self.flags_of_check(argv, output_dir, model_args.use_peft))}")
+            flags = self.flags_of_check(argv, output_dir, model_args, trainer.anchor.config.reference)
+            say(f"Next: trl-sbr anchor {shlex.join(flags)}")
         if training_args.push_to_hub:
             trainer.push_to_hub()
             say(f"Pushed it to https://huggingface.co/{trainer.hub_model_id}.")
         return 0
 
-    def flags_of_check(self, argv: list[str], output_dir: str, use_peft: bool) -> list[str]:
+    def flags_of_check(self, argv: list[str], output_dir: str, model_args, reference: str) -> list[str]:
         """The flags of `trl-sbr anchor` that check what was trained. It knows those of `trl-sbr sft`, not of the others."""
         taken = argv if self.name == "sft" else []
         # The base model of an adapter still has the anchor's states; those of a fully fine-tuned model have drifted
-        if not use_peft:
+        if not model_args.use_peft:
             return [*taken, "--compare", output_dir, "--model_name_or_path", output_dir]
+        if reference == "current":  # the adapter before its training, which cannot be had again
+            named = [] if taken else ["--model_name_or_path", model_args.model_name_or_path]
+            return [*taken, *named, "--compare", output_dir, "--adapter", output_dir]
         return [*taken, "--verify", output_dir, "--adapter", output_dir] if taken else ["--verify", output_dir]

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, relative_errors
+from ..anchors.numerics import numerics_of, tolerance_of
 from ..anchors.prompts import get_tokenizer, resolve_prompts
 from ..anchors.safety_anchor import SafetyAnchor
 from ..anchors.unembedding import has_sharded_weights
@@ -45,7 +46,7 @@ from .preconditions import (
     keep_four_bit_weights_differentiable,
     warn_of_anchors_in,
 )
-from .publishing import PublishingMixin
+from .publishing import PublishingMixin, keep_readme
 from .resuming import check_settings, load_anchor, load_coef
 from .run_record import hash_files, subfolder_weights
 
@@ -86,7 +87,7 @@ class SafetyAnchorMixin(PublishingMixin):
         model: str | PreTrainedModel | PeftModel,
         args: TrainingArguments,
         settings: AnchorArguments,
-        anchor: SafetyAnchor | None,
+        anchor: SafetyAnchor | str | os.PathLike | None,
         others: tuple = (),
     ) -> SafetyAnchor | None:
         """
@@ -99,8 +100,8 @@ class SafetyAnchorMixin(PublishingMixin):
                 The trainer's arguments.
             settings ([`AnchorArguments`]):
                 The settings of the anchor term.
-            anchor ([`SafetyAnchor`], *optional*):
-                The anchor that was given.
+            anchor ([`SafetyAnchor`], `str` or `os.PathLike`, *optional*):
+                The anchor that was given, or the folder or Hub repository that it lies in.
             others (`tuple`, *optional*):
                 What else is given to the trainer: datasets and the configuration of an adapter may be among it.
 
@@ -120,9 +121,10 @@ class SafetyAnchorMixin(PublishingMixin):
         self._model_revision = None  # nobody knows that of a model that was loaded before
         if isinstance(model, str):
             self._model_revision = (args.model_init_kwargs or {}).get("revision") or "main"
-        if anchor is None and settings.anchor_name_or_path is not None and settings.anchor_loss_coef > 0:
+        source = settings.anchor_name_or_path if anchor is None else anchor
+        if isinstance(source, str | os.PathLike) and settings.anchor_loss_coef > 0:
             anchor = self._on_main_process(
-                lambda: SafetyAnchor.from_pretrained(settings.anchor_name_or_path, revision=settings.anchor_revision)
+                lambda: SafetyAnchor.from_pretrained(source, revision=settings.anchor_revision)
             )
         return anchor
 
@@ -154,6 +156,7 @@ class SafetyAnchorMixin(PublishingMixin):
         self.add_callback(self._on_interrupt)
         self.anchor, self._guard = None, None
         self._saved_files = None  # of `output_dir`, with their hashes
+        self._best_step: int | None = None  # of the weights, where they are those of an earlier checkpoint
         self._in_training_step = False
         # Anchor loss, cosine and term of the steps since the last log
         self._unlogged: list[tuple[float, float, float]] = []
@@ -169,6 +172,7 @@ class SafetyAnchorMixin(PublishingMixin):
             logger.warning("The unembedding is frozen, and with it the input embeddings, which share its weight.")
         self._is_placed_by_engine = is_placed_by_engine(self)
         self._check_states_of_first_step = self._is_placed_by_engine  # where the model is not whole before
+        self._check_start = settings.anchor_reference == "base" and isinstance(self.model, PeftModel)
         self._guard = BottleneckGuard(self.model, settings, self._is_placed_by_engine)
         self.add_callback(self._guard)
         self._take_over(self._on_main_process(partial(self._prepare_anchor, anchor, chat_template_kwargs)))
@@ -194,6 +198,11 @@ class SafetyAnchorMixin(PublishingMixin):
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended the last [`~transformers.Trainer.train`] after a step, so that a checkpoint was left."""
         return self._on_interrupt.stopped
+
+    @property
+    def _num_trained_steps(self) -> int:
+        """Number of optimizer steps that the weights were trained for: fewer than the run's, where they are the best model's."""
+        return self.state.global_step if self._best_step is None else self._best_step
 
     def _on_main_process(self, function: Callable[[], Any]) -> Any:
         """Run `function` in one process. The others wait for its result, and fail with it rather than hang."""
@@ -305,7 +314,10 @@ class SafetyAnchorMixin(PublishingMixin):
     def _anchor_term(self, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """The anchor term of this step, and the mean relative error of the states that it is made of."""
         turn = self.state.global_step % len(self._turns)
-        loss, cosine, error = self._anchor_loss(model, [turn])
+        loss, cosine, errors = self._anchor_loss(model, [turn])
+        if self._check_start:
+            self._check_start = False
+            self._warn_of_start(errors.max().item())
         term = self._anchor_coef * loss
         self._unlogged.append((loss.item(), cosine.item(), term.item()))
         check_is_finite("the anchor term", term.item())
@@ -314,7 +326,19 @@ class SafetyAnchorMixin(PublishingMixin):
                 f"Found an anchor term of 0 at an anchor loss of {loss.item():.1e}: `anchor_loss_coef` is "
                 f"{self.anchor_args.anchor_loss_coef}, with which the term is too small for float32 and does nothing. Set a larger one."
             )
-        return term, error
+        return term, errors.mean()
+
+    def _warn_of_start(self, error: float) -> None:
+        """Say so where the model that is trained does not start as the aligned one."""
+        with self.accelerator.autocast():
+            tolerance = tolerance_of(numerics_of(self.model), vars(self.anchor.config))
+        if error > tolerance:
+            logger.warning(
+                f"The adapter moves the anchors' states before its first step: found a relative error of {error:.1e}, expected at "
+                f"most {tolerance:.0e}. The run does not start at the aligned model, and may not come back to it. Use an adapter "
+                "that starts at zero (LoRA's `init_lora_weights=True`, FourierFT's `init_weights=True`); or, if the adapter is part "
+                "of the aligned model, `anchor_reference='current'`."
+            )
 
     def _drive_coef(self, error: torch.Tensor) -> None:
         """One step of dual ascent on log λ, for the constraint that the error is at most the target."""
@@ -355,7 +379,7 @@ class SafetyAnchorMixin(PublishingMixin):
         return torch.cat([final_hidden_states(model, unembedding, self._anchor_batches[turn]) for turn in turns])
 
     def _anchor_loss(self, model: nn.Module, turns: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The anchor loss as some turns tell it, and their states' mean cosine and relative error to the anchor's."""
+        """The anchor loss as some turns tell it, and their states' mean cosine and relative errors to the anchor's."""
         states = self._anchor_states(model, turns)
         reference = torch.cat([self._reference_states[self._turns[turn].points] for turn in turns])
         # Not the mean over the points of a turn: all points weigh the same over a cycle, where turns have not
@@ -364,7 +388,7 @@ class SafetyAnchorMixin(PublishingMixin):
         check_is_finite("an anchor loss", loss.item())
         found = states.detach()
         cosines, errors = torch.cosine_similarity(found, reference, dim=-1), relative_errors(found, reference)
-        return loss, cosines.mean(), errors.mean()
+        return loss, cosines.mean(), errors
 
     def _model_as_called(self) -> nn.Module:
         """The model for a forward outside a training step. DDP's would wait for other processes, which may not come."""
@@ -405,7 +429,7 @@ class SafetyAnchorMixin(PublishingMixin):
                 for turn, batch in zip(self._turns, self._anchor_batches, strict=True):
                     check_layout(self.anchor, self.model, self._model_as_called(), batch, turn.anchors)
 
-    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs: Any):
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any):
         """
         Train, see [`~transformers.Trainer.train`]. A checkpoint is resumed with the anchor that it carries, and with the λ,
         the loss, the reference and the turns that it was trained with.
@@ -416,10 +440,11 @@ class SafetyAnchorMixin(PublishingMixin):
                 run has fewer steps than it takes for all anchors to have their turn.
             OSError: If another run is on in `output_dir`, or the weights or the report of an earlier run, or another anchor,
                 lie there.
-            KeyboardInterrupt: On Ctrl-C, after the running step has ended and a checkpoint is saved.
+            KeyboardInterrupt: On Ctrl-C, after the running step or evaluation has ended and a checkpoint is saved. Where it was
+                the last one, training ends as it would have.
         """
         output_dir = Path(self.args.output_dir)
-        self._saved_files = None  # they are of the weights as they were
+        self._saved_files = self._best_step = None  # they are of the weights as they were
         self._unlogged.clear()
         self._anchor_coef = self.anchor_args.anchor_loss_coef
         check_holds_no_report(output_dir)
@@ -435,8 +460,8 @@ class SafetyAnchorMixin(PublishingMixin):
                 self._on_interrupt if alone else contextlib.nullcontext(),
                 self._guard.watch_optimizers() if self._guard is not None else contextlib.nullcontext(),
             ):
-                output = super().train(resume_from_checkpoint, **kwargs)
-        if self._on_interrupt.requested:
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self._on_interrupt.stopping:
             raise KeyboardInterrupt
         return output
 
@@ -462,8 +487,18 @@ class SafetyAnchorMixin(PublishingMixin):
         checkpoint, saved, self._anchor_coef = self._on_main_process(check)
         if saved is not None:
             self._take_over(self.anchor if saved.config == self.anchor.config else saved)
-            self._check_states_of_first_step = False  # the first run did; a fully trained model has moved since
+            # The first run did; a model that was trained has moved since
+            self._check_states_of_first_step = self._check_start = False
         return checkpoint
+
+    def _determine_best_metric(self, *args, **kwargs) -> bool:
+        # Under `save_strategy="best"` this alone says whether a checkpoint is saved
+        return super()._determine_best_metric(*args, **kwargs) or self._on_interrupt.stopping
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        # The best step of `state` may be one that was not saved
+        self._best_step = int(Path(self.state.best_model_checkpoint).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
     def _save_checkpoint(self, model, trial):
         # A checkpoint of this step may lie there: until the new one is whole, there is none
@@ -482,16 +517,21 @@ class SafetyAnchorMixin(PublishingMixin):
             OSError: If the folder holds what would pass for this run's, or another run is on in it.
         """
         folder = Path(output_dir or self.args.output_dir)
+        if folder.resolve() != Path(self.args.output_dir).resolve():
+            check_holds_no_report(folder)  # here, before anything is written
         if self._guard is not None:
             self._check_save()
             if not (_internal_call and output_dir):  # a checkpoint is on the way
-                self._guard.check_all_have_a_turn(self.state.global_step)
+                of = "a run" if self._best_step is None else "the best model, after a run"
+                self._guard.check_all_have_a_turn(self._num_trained_steps, of)
         check_holds_no_other_weights(folder, isinstance(self.model, PeftModel))
         if self.anchor is None:
             check_holds_no_anchor(folder)
         else:
             check_holds_no_other_anchor(folder, self.anchor)
         with lock_folder(folder, self.args.should_save):  # nobody has to save in all processes
+            if self.args.should_save:
+                keep_readme(folder)  # before PEFT writes to it
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
                 if self.anchor is not None:

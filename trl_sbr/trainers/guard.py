@@ -72,15 +72,16 @@ class BottleneckGuard(TrainerCallback):
         # Once: a walk over all modules costs more than the checks of a step
         self._named_parameters = list(self._model.named_parameters())
 
-    def check_all_have_a_turn(self, num_steps: int) -> None:
-        """Raises a `ValueError` where so many steps are too few for all anchors to be trained on."""
+    def check_all_have_a_turn(self, num_steps: int, of: str = "a run") -> None:
+        """Raises a `ValueError` where so many steps, of `a run` or what else, are too few for all anchors to be trained on."""
         if 0 < num_steps < self._num_turns:
             num_anchors = len(self._config.prompts)
             raise ValueError(
-                f"Found a run of {num_steps} optimizer steps, and {num_anchors} anchors that take {self._num_turns} steps in turn "
+                f"Found {of} of {num_steps} optimizer steps, and {num_anchors} anchors that take {self._num_turns} steps in turn "
                 f"(`anchors_per_step={self._settings['anchors_per_step']}`): some would never be trained on, and be saved as held. "
-                f"Train for at least {self._num_turns} steps (`max_steps`, `num_train_epochs`), set `anchors_per_step` to at least "
-                f"{math.ceil(num_anchors / num_steps)}, or leave it out, to train on all of them in every step."
+                f"Train for at least {self._num_turns} steps (`max_steps`, `num_train_epochs`; for a best model, `eval_delay`), set "
+                f"`anchors_per_step` to at least {math.ceil(num_anchors / num_steps)}, or leave it out, to train on all of them in "
+                "every step."
             )
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):

@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 
 from ..anchors.bottleneck import PromptBatch, final_hidden_states, freeze_unembedding, get_unembedding
+from ..anchors.numerics import numerics_of, tolerance_of
 from ..anchors.openers import BENIGN_OPENERS, OPENERS
 from ..anchors.prompts import Messages, as_messages
 from .hardening_config import HardeningConfig
@@ -110,9 +111,8 @@ class HardeningTrainer(Trainer):
             args.seed,
         )
         with self.accelerator.autocast():  # the numerics of a training step
-            exact = self.model.dtype == torch.float32 and args.mixed_precision == "no"
             longest = sorted(held, key=lambda context: len(context.input_ids))[-args.train_batch_size :]
-            self._share_prefix = can_share_prefix(self.model, longest, tolerance=2e-3 if exact else 5e-2)
+            self._share_prefix = can_share_prefix(self.model, longest, tolerance_of(numerics_of(self.model)))
             states = read_reference_states(self.model, held, self._share_prefix)
         self.train_dataset = [
             {"input_ids": context.input_ids, "states": reference}

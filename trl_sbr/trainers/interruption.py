@@ -21,14 +21,15 @@ logger = logging.get_logger(__name__)
 
 class CheckpointOnInterrupt(TrainerCallback):
     """
-    While active as a context manager, a first SIGINT lets the running step end, saves a checkpoint and stops training;
-    a second one interrupts at once. Where signals cannot be handled (another thread than the main one), it does
-    nothing.
+    While active as a context manager, a first SIGINT lets the running step or evaluation end, saves a checkpoint and stops
+    training; a second one interrupts at once. Where all steps are done, training ends by itself, as it would have. Where
+    signals cannot be handled (another thread than the main one), it does nothing.
     """
 
     def __init__(self):
-        self.requested = False  # a signal came
-        self.stopped = False  # and a step has ended since, after which a checkpoint is saved
+        self.requested = False  # a signal came in this training
+        self.stopping = False  # and ends it before its last step
+        self.stopped = False  # and a checkpoint has been saved since
         self._previous = None
 
     def _handle(self, signum, frame):
@@ -37,7 +38,7 @@ class CheckpointOnInterrupt(TrainerCallback):
         logger.warning("Interrupted: saving a checkpoint after this step. Interrupt again to stop at once.")
 
     def __enter__(self):
-        self.requested = self.stopped = False
+        self.requested = self.stopping = self.stopped = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
@@ -46,12 +47,21 @@ class CheckpointOnInterrupt(TrainerCallback):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None  # the next training may be in another thread
+        if self.requested and not self.stopping and exc[0] is None:
+            logger.warning(
+                "All steps were done when the run was interrupted: it ends as it would have, and can be saved."
+            )
+        self.requested = False  # an evaluation after this training stops nothing
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.requested:
-            self.stopped = True
-            control.should_save = True
-            control.should_training_stop = True
+        if self.requested and state.global_step < state.max_steps:
+            self.stopping = control.should_save = control.should_training_stop = True
+
+    on_evaluate = on_step_end
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.requested and state.global_step < state.max_steps:
+            self.stopping = self.stopped = control.should_training_stop = True
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:

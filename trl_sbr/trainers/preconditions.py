@@ -121,6 +121,12 @@ def check_setup(
             f"Found `optim={args.optim.value}`, which changes the weights within a backward: the anchor term has "
             "one of its own. Use another optimizer, e.g. 'adamw_torch_fused'."
         )
+    full_eval = next((name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(args, name)), None)
+    if full_eval is not None:
+        raise ValueError(
+            f"Found `{full_eval}=True`, with which an evaluation casts the model itself, its unembedding included: it could not be "
+            "saved as held any more. Leave it out, and evaluate as the model is trained (`bf16=True`, `fp16=True`)."
+        )
     if args.ddp_static_graph:
         raise ValueError(
             "Found `ddp_static_graph=True`, which promises DDP the same graph in every backward: that of the anchor term is "

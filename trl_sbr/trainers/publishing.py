@@ -10,16 +10,25 @@ from accelerate.logging import get_logger
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
 
+from ..anchors.anchor_files import write_atomically
+from ..anchors.untrusted_files import read_text
 from .run_record import RECORD_NAME, find_weights, make_record, write_record
 
 
 logger = get_logger(__name__)
 
+# What the cards say that PEFT, TRL and transformers write by themselves
+_GENERATED = (
+    "<!-- Provide a quick summary of what the model is/does. -->",
+    "trained using [TRL]",
+    "according to the information the Trainer had access to",
+)
+
 
 class PublishingMixin:
     """
     What a trainer that holds an anchor says of itself, and pushes. Stands before a [`~transformers.Trainer`] that has an
-    `anchor`, `dataset_names` and `_saved_files`.
+    `anchor`, `dataset_names`, `_saved_files` and `_turns`.
     """
 
     def create_model_card(
@@ -55,6 +64,8 @@ class PublishingMixin:
         if files is None and ((folder / RECORD_NAME).exists() or find_weights(folder)):
             return
         folder.mkdir(parents=True, exist_ok=True)
+        if files is None:  # those who save have done so
+            keep_readme(folder)
         record = make_record(self, files or {}, tags)
         # Resolved: `.` has a name too
         repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
@@ -113,8 +124,30 @@ class PublishingMixin:
         """Push what is published of a checkpoint; a push that fails costs a warning, not the training."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
+        if self.anchor is not None and self.state.global_step < len(self._turns):
+            logger.warning(
+                f"The checkpoint of step {self.state.global_step} is not pushed: it takes {len(self._turns)} steps for all anchors "
+                "to have their turn (`anchors_per_step`), and some were not trained on. The next ones are."
+            )
+            return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
         except (OSError, ValueError) as error:
             logger.warning(f"{error}\nThe training goes on.")
+
+
+def keep_readme(folder: Path) -> None:
+    """
+    Put the README that a person has written between the marks of a card's notes, which are kept when the card is written.
+
+    Args:
+        folder (`Path`):
+            Where a card is about to be written, by us or, before, by PEFT.
+    """
+    from ..hub.cards import CARD_NAME, NOTES_BEGIN, NOTES_END
+
+    path = folder / CARD_NAME
+    text = read_text(path) if path.exists() else ""
+    if text.strip() and not any(mark in text for mark in (NOTES_BEGIN, *_GENERATED)):
+        write_atomically({path: f"{NOTES_BEGIN}\n{text.strip()}\n{NOTES_END}\n".encode()})

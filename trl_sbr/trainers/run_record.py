@@ -129,7 +129,14 @@ def find_weights(folder: Path) -> set[str]:
 
 def is_weights(name: str) -> bool:
     """Whether a model or an adapter is loaded from a file of this name, in the folder itself."""
-    return "/" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS)
+    return matches_any(name, _WEIGHTS)
+
+
+def matches_any(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path is one of those that patterns name. Unlike `fnmatch`'s, their `*` stands for no `/`."""
+    parts = path.split("/")
+    split = (pattern.split("/") for pattern in patterns)
+    return any(len(parts) == len(names) and all(map(fnmatch.fnmatch, parts, names)) for names in split)
 
 
 def hash_files(folder: Path, others: Iterable[str] = ()) -> dict[str, str]:
@@ -243,7 +250,7 @@ def make_record(trainer: "SafetyAnchorMixin", files: dict[str, str], tags: str |
         "tags": [tags] if isinstance(tags, str) else list(tags or []),
         "method": [tag for tag in trainer._tag_names if tag != "sbr"],
         "training": {
-            "steps": trainer.state.global_step,
+            "steps": trainer._num_trained_steps,
             **{name: str(getattr(value, "value", value)) for name, value in settings.items() if value is not None},
             "num_processes": trainer.accelerator.num_processes,
         },

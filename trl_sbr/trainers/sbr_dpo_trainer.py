@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import copy
+import os
 from functools import partial
 from typing import Any
 
@@ -40,8 +41,9 @@ class SBRDPOTrainer(SafetyAnchorMixin, DPOTrainer):
             Preference pairs, as [`~trl.DPOTrainer`] takes them.
         *trainer_args, **trainer_kwargs:
             All other arguments of [`~trl.DPOTrainer`].
-        anchor ([`SafetyAnchor`], *optional*):
-            The anchor. Defaults to the one that `args` names, or else is captured on `model` before training.
+        anchor ([`SafetyAnchor`], `str` or `os.PathLike`, *optional*):
+            The anchor, or the folder or Hub repository that it lies in. Defaults to the one that `args` names, or else is captured
+            on `model` before training.
     """
 
     _tag_names = ["trl", "dpo", "sbr"]
@@ -56,7 +58,7 @@ class SBRDPOTrainer(SafetyAnchorMixin, DPOTrainer):
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         *trainer_args: Any,
-        anchor: SafetyAnchor | None = None,
+        anchor: SafetyAnchor | str | os.PathLike | None = None,
         **trainer_kwargs: Any,
     ):
         if args is None:

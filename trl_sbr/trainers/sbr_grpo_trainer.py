@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 from functools import partial
 from typing import Any
 
@@ -38,8 +39,9 @@ class SBRGRPOTrainer(SafetyAnchorMixin, GRPOTrainer):
             Prompts, as [`~trl.GRPOTrainer`] takes them.
         *trainer_args, **trainer_kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
-        anchor ([`SafetyAnchor`], *optional*):
-            The anchor. Defaults to the one that `args` names, or else is captured on `model` before training.
+        anchor ([`SafetyAnchor`], `str` or `os.PathLike`, *optional*):
+            The anchor, or the folder or Hub repository that it lies in. Defaults to the one that `args` names, or else is captured
+            on `model` before training.
     """
 
     _tag_names = ["trl", "grpo", "sbr"]
@@ -53,7 +55,7 @@ class SBRGRPOTrainer(SafetyAnchorMixin, GRPOTrainer):
         args: SBRGRPOConfig | TrainingArguments | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         *trainer_args: Any,
-        anchor: SafetyAnchor | None = None,
+        anchor: SafetyAnchor | str | os.PathLike | None = None,
         **trainer_kwargs: Any,
     ):
         if args is None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_sbr authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 from functools import partial
 from typing import Any
 
@@ -42,8 +43,9 @@ class SBRSFTTrainer(SafetyAnchorMixin, SFTTrainer):
             Dataset to fine-tune on, which nobody has to trust.
         *trainer_args, **trainer_kwargs:
             All other arguments of [`~trl.SFTTrainer`].
-        anchor ([`SafetyAnchor`], *optional*):
-            The anchor. Defaults to the one that `args` names, or else is captured on `model` before training.
+        anchor ([`SafetyAnchor`], `str` or `os.PathLike`, *optional*):
+            The anchor, or the folder or Hub repository that it lies in. Defaults to the one that `args` names, or else is captured
+            on `model` before training.
 
     Attributes:
         anchor ([`SafetyAnchor`] or `None`):
@@ -75,7 +77,7 @@ class SBRSFTTrainer(SafetyAnchorMixin, SFTTrainer):
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         *trainer_args: Any,
-        anchor: SafetyAnchor | None = None,
+        anchor: SafetyAnchor | str | os.PathLike | None = None,
         **trainer_kwargs: Any,
     ):
         if args is None:
