@@ -55,7 +55,16 @@ def write_mixture(sst2: list[dict], path: Path) -> None:
 def train(aligned: Path, mixture: Path, coef: float, bf16: bool, output_dir: Path) -> float:
     command = [sys.executable, "-m", "trl_sbr.cli", "sft", "--config", RECIPE]
     command += ["--model_name_or_path", str(aligned), "--dataset_name", str(mixture), "--max_steps", str(STEPS)]
-    command += ["--anchor_loss_coef", str(coef), "--anchor_refusal_tokens", "1", "--bf16", str(bf16), "--save_strategy", "no"]
+    command += [
+        "--anchor_loss_coef",
+        str(coef),
+        "--anchor_refusal_tokens",
+        "1",
+        "--bf16",
+        str(bf16),
+        "--save_strategy",
+        "no",
+    ]
     command += ["--output_dir", str(output_dir)]
     print("$", *command, flush=True)
     start = time.perf_counter()

@@ -23,7 +23,7 @@ FOLDERS = {"qwen": (QWEN,), "smollm2": (SMOLLM2, SMOLLM2_BEFORE)}
 
 ATTACKS = {
     "standard": "poison",
-    "long": "longer poison",
+    "long": "longer poison (Qwen three, SmolLM2 five times)",
     "high_lr": "poison at four times the learning rate",
     "refuse_then_comply": "refuse-then-comply",
     "refusal_unlearning": "refusal unlearning",
@@ -59,6 +59,7 @@ DEPTHS = {
     "sbr": "SBR, one token",
     "sbr_deep": "fourteen tokens, eight openers, λ = 50",
     "sbr_deep_200": "fourteen tokens, eight openers, λ = 200",
+    "screen_deep_200": "the same on screened rows",
     "sbr_deep_500": "fourteen tokens, eight openers, λ = 500",
     "sbr_deep_target": "fourteen tokens, eight openers, λ by itself",
     "sbr_all": "fourteen tokens, all 22 openers, λ = 50",
@@ -77,6 +78,7 @@ HARDENED = (
     (False, "sbr", "SBR, one token"),
     (True, "sbr", "hardened; SBR, one token"),
     (True, "sbr_deep_200", "hardened; fourteen tokens, behind openers"),
+    (True, "screen_deep_200", "hardened; the same on screened rows"),
 )
 COLUMNS = (
     "harmful score",
