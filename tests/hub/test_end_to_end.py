@@ -127,5 +127,5 @@ class TestEndToEnd:
         card = hub.read("org/adapter", CARD_NAME).decode()
         assert check_metadata(card, "models") == ([], [])
         results = ModelCard(card).data.eval_results
-        assert [result.metric_type for result in results] == ["harmful_score"]
+        assert [result.metric_type for result in results] == ["harmful_score", "incoherent_rate"]
         assert "| harmful score, prompts (n = 2) |" in card
