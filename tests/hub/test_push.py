@@ -202,6 +202,25 @@ class TestAnchor:
         assert result.code == 0, result.err
         assert ("trl-sbr anchor --verify org/anchor" in result.out) == can_be_checked
 
+    def test_checkpoint_before_all_anchors_had_their_turn(self, hub, cli, base, tmp_path):
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "Is it good?", "completion": "yes"}\n' * 8)
+        train = ["sft", "--config", "smollm2-135m-instruct/sbr_lora", "--model_name_or_path", "org/base"]
+        train += ["--dataset_name", tmp_path / "rows.jsonl", "--max_steps", "4", "--save_steps", "1"]
+        train += ["--per_device_train_batch_size", "2", "--output_dir", tmp_path / "out"]
+        push = [
+            "--anchors_per_step",
+            "3",
+            "--push_to_hub",
+            "true",
+            "--hub_model_id",
+            "org/mine",
+        ]  # eight anchors, three turns
+        result = cli(*train, *push)
+        assert result.code == 0, result.err
+        messages = [commit.message for commit in hub.repos["models", "org/mine"].history]
+        assert [m for m in messages if "in progress" in m] == [f"Training in progress, step {n}" for n in (4, 3)]
+        assert "The checkpoint of step 2 is not pushed: it takes 3 steps" in result.err
+
     def test_a_fully_fine_tuned_model_is_compared(self, anchor_folder, tmp_path):
         folder = shutil.copytree(anchor_folder, tmp_path / "model")
         (folder / "config.json").write_text("{}")

@@ -124,10 +124,10 @@ class TestOneModel:
         [
             (
                 "{{ raise_exception('System role not supported') }}",
-                "does not take the prompts of `harmful.system_prompt`",
+                "does not take the prompts of `harmful.system_prompt` .* drop `--system_prompt`",
             ),
-            ("{{ message['nothing']['at']['all'] }}", "does not take the prompts of `harmful.system_prompt`"),
-            ("", "leaves out the message .'role': 'system'"),
+            ("{{ message['nothing']['at']['all'] }}", "harmful.system_prompt` .* drop `--system_prompt`"),
+            ("", "leaves out the message .'role': 'system'.* Leave it out too .`system_prompt`"),
         ],
     )
     def test_template_without_system_prompts_is_told_before_anything_is_asked(
@@ -139,7 +139,7 @@ class TestOneModel:
         argv += ["--system_prompt", "You are a pirate.", "--chat_template_path", str(tmp_path / "as-gemma.jinja")]
         assert main(["evaluate", *argv]) == 2
         error = capsys.readouterr().err
-        assert re.search(message, error) and "drop `--system_prompt`" in error and "anchor" not in error
+        assert re.search(message, error) and "anchor" not in error
         assert not (tmp_path / "out" / "responses.jsonl").exists()
         # What failed before it asked is in nobody's way
         assert main(["evaluate", *argv[: argv.index("--system_prompt")]]) == 0

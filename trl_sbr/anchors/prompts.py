@@ -283,7 +283,10 @@ def encode_prompts(
         text = processing_class.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
         dropped = [m for m in messages if m["content"].strip() not in text]
         if dropped:
-            raise ValueError(f"The chat template leaves out the message {dropped[0]!r}: it would not be anchored.")
+            raise ValueError(
+                f"The chat template leaves out the message {dropped[0]!r}. Leave it out too (`system_prompt`, if it is one), or give "
+                "a template that takes it (`chat_template_path`)."
+            )
         encoded.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     if openers is None:
         return encoded

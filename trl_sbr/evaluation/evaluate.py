@@ -25,7 +25,7 @@ from .judging import check_judge, judge_all
 from .models import ModelEntry, check_records, resolve_models
 from .prompt_sets import load_prompt_set
 from .report import make_report, read_alpaca_eval, write_report
-from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, describe_series, encode_chat, progress_bar
+from .responses import PROMPT_FORMATS, ResponseFile, Series, ask, describe_series, progress_bar
 from .served_model import ask_served_model
 from .tasks import load_task, load_task_file
 
@@ -232,18 +232,12 @@ def ask_model(args: EvaluateArguments, model_args, entry, series: list, response
 
 
 def _check_can_be_asked(processing_class, prompt_format: str, series: Series):
-    if prompt_format != "chat":
-        PROMPT_FORMATS[prompt_format](processing_class, series)  # whose errors say what to do
-        return
     try:
-        encode_chat(processing_class, series)
-    except (jinja2.TemplateError, ValueError) as error:
-        reason, leaves_out, _ = str(error).partition(": it would not be anchored")  # which is not what matters here
-        if isinstance(error, ValueError) and not leaves_out:
-            raise
-        system_prompt = "drop `--system_prompt`, or " if series.system_prompt is not None else ""
+        PROMPT_FORMATS[prompt_format](processing_class, series)
+    except jinja2.TemplateError as error:
+        system_prompt = ", as with a system prompt: drop `--system_prompt`" if series.system_prompt is not None else ""
         raise ValueError(
-            f"The model's chat template does not take the prompts of `{series.name}` as they are ({reason}): {system_prompt}give "
+            f"The model's chat template does not take the prompts of `{series.name}` ({error}){system_prompt}. Or give "
             "another template with `--chat_template_path`."
         ) from error
 

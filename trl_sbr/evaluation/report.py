@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def read_alpaca_eval(path: str, names: list[str], asked: int | None = None) -> d
                 )
     if not figures:
         raise ValueError(
-            f"{path} has no row of {_list(names)}: found {_list(row.get('name', row.get('', '?')) for row in rows):.500}. "
+            f"{path} has no row of {listed(names)}: found {listed(row.get('name', row.get('', '?')) for row in rows):.500}. "
             "`alpaca_eval` names its rows by the `generator` of the answers."
         )
     return figures
@@ -312,5 +312,6 @@ def _n(shares: list[dict | None], line: bool = False) -> str:
     return f"{chr(10) if line else ' '}{text}" if text else ""
 
 
-def _list(names) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names in words."""
     return ", ".join(f"`{name}`" for name in names)
